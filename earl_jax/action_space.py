@@ -1,0 +1,102 @@
+"""The expanded action space: which ids exist, what they write, where their head rows start.
+
+Ids 0 … V-1 are the tokenizer's vocabulary, ids V … V+E-1 the expanded actions: one routing action per external
+environment and the environments' own actions (paper, section 3.1). Environment 0 is language.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+from earl_jax.config import UserError
+
+Encode = Callable[[str], list[int]]
+
+LANGUAGE = 0  # id of the language environment; external environments count from 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpec:
+  """One expanded action.
+
+  Attributes:
+    description: the text it writes, leading space included (` compare`). Actions of several environments that
+      share a description are one row of the head.
+    init_token: which token of the description lends its `lm_head` row to the action's own row at the start.
+  """
+
+  description: str
+  init_token: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentSpec:
+  """What the policy sees of one environment: its name, the action that enters it, and the actions inside it."""
+
+  name: str
+  routing: ActionSpec
+  actions: tuple[ActionSpec, ...]
+
+
+def encode_action(encode: Encode, spec: ActionSpec) -> list[int]:
+  tokens = encode(spec.description)
+  if not tokens:
+    raise UserError(f'action {spec.description!r}: the tokenizer gives no token for it; describe it in other words')
+  if spec.init_token >= len(tokens):
+    raise UserError(
+        f'action {spec.description!r}: init_token={spec.init_token}, but the description has only '
+        f'{len(tokens)} token(s); choose a smaller init_token'
+    )
+  return tokens
+
+
+class ActionSpace:
+  """Id layout and description tables of the action space of one task.
+
+  Expanded actions are ordered: routing actions first (in the order of `specs`), then the distinct environment
+  actions in order of first appearance.
+
+  Attributes:
+    vocab_size: V, `len(tokenizer)`.
+    specs: the external environments; environment id k is `specs[k - 1]`.
+    actions: the E expanded actions; action id is V + index.
+    descriptions: int32[E, L], description tokens, padded with 0.
+    description_lengths: int32[E].
+    init_tokens: int32[E], the vocabulary id whose head row initialises the action's.
+    environment_actions: per environment, int32[A_k]: expanded index of each local action.
+  """
+
+  def __init__(self, vocab_size: int, specs: Sequence[EnvironmentSpec], encode: Encode):
+    self.vocab_size = vocab_size
+    self.specs = tuple(specs)
+    shared = dict.fromkeys(action for spec in self.specs for action in spec.actions)
+    self.actions = tuple(spec.routing for spec in self.specs) + tuple(shared)
+    index = {action: len(self.specs) + i for i, action in enumerate(shared)}
+    self.environment_actions = tuple(
+        np.array([index[action] for action in spec.actions], np.int32) for spec in self.specs
+    )
+    tokens = [encode_action(encode, action) for action in self.actions]
+    width = max(map(len, tokens), default=1)
+    self.descriptions = np.array([t + [0] * (width - len(t)) for t in tokens], np.int32).reshape(-1, width)
+    self.description_lengths = np.array([len(t) for t in tokens], np.int32)
+    self.init_tokens = np.array([t[a.init_token] for t, a in zip(tokens, self.actions)], np.int32)
+
+  @property
+  def num_environments(self) -> int:
+    """External environments, language not counted."""
+    return len(self.specs)
+
+  @property
+  def num_expanded(self) -> int:
+    """E."""
+    return len(self.actions)
+
+  @property
+  def size(self) -> int:
+    """V + E."""
+    return self.vocab_size + self.num_expanded
+
+  def routing_action(self, environment: int) -> int:
+    """Action id that enters external environment `environment` (1-based)."""
+    return self.vocab_size + environment - 1
