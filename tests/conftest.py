@@ -1,0 +1,43 @@
+"""What all tests share. Imports no JAX: tests that need none start fast."""
+
+import os
+import pathlib
+import tempfile
+
+import hypothesis
+import pytest
+
+# JAX reads these when it is first imported, here and in the processes that tests start. Set them to override.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'earl_jax-compilation-cache'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+# The first example of a test pays for compilation, so a deadline would only measure that.
+hypothesis.settings.register_profile('default', deadline=None)
+hypothesis.settings.register_profile('ci', deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile('ci' if os.environ.get('CI') else 'default')
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def embedded_checkpoint() -> pathlib.Path:
+  """Folder of the checkpoint that ships with the package."""
+  return ROOT / 'earl_jax' / 'embedded' / 'checkpoint'
+
+
+@pytest.fixture(scope='session')
+def embedded_tokenizer(embedded_checkpoint):
+  """The tokenizer that ships with the package, as a transformers tokenizer."""
+  import transformers
+
+  return transformers.AutoTokenizer.from_pretrained(embedded_checkpoint)
+
+
+@pytest.fixture(scope='session')
+def qwen_tokenizer_dir() -> pathlib.Path:
+  """Folder of the Qwen2.5 tokenizer, which the project does not ship."""
+  folder = ROOT.parent / 'shared' / 'data' / 'qwen2.5-tokenizer'
+  if not folder.exists():
+    pytest.skip(f'no Qwen2.5 tokenizer in {folder}')
+  return folder
