@@ -68,14 +68,37 @@ def observation_table(encode: Encode, texts: list[str]) -> tuple[np.ndarray, np.
   return table, np.array([len(t) for t in tokens], np.int32)
 
 
+def require_joins(encode: Encode, pieces: list[str]) -> None:
+  """Checks that the pieces, tokenised one by one, are the tokens of the text they form together.
+
+  What is written piece by piece is then what the model has learned to read.
+
+  Raises:
+    UserError: the tokenizer merges a piece with its neighbour or splits it elsewhere.
+  """
+  text = ''.join(pieces)
+  whole, at = encode(text), 0
+  for i, piece in enumerate(pieces):
+    tokens = encode(piece)
+    end = len(whole) if i == len(pieces) - 1 else at + len(tokens)
+    if whole[at:end] != tokens:
+      raise UserError(
+          f'the tokenizer does not keep {piece!r} apart in {text!r}; use another tokenizer or other descriptions'
+      )
+    at = end
+
+
 def concatenate(pieces: list[tuple[jax.Array, jax.Array]], size: int) -> Observation:
   """Joins (tokens int32[l_i], length int32[]) pieces into one observation of at most `size` tokens."""
-  tokens, end = jnp.zeros(size, jnp.int32), jnp.int32(0)
-  for piece, length in pieces:
-    at = jnp.arange(piece.shape[0])
-    tokens = tokens.at[jnp.where(at < length, end + at, size)].set(piece, mode='drop')
-    end = end + length
-  return Observation(tokens, end)
+  width = max(tokens.shape[0] for tokens, _ in pieces)
+  table = jnp.stack([jnp.pad(tokens, (0, width - tokens.shape[0])) for tokens, _ in pieces])
+  ends = jnp.cumsum(jnp.stack([length for _, length in pieces]))
+  starts = jnp.append(0, ends[:-1])
+  # One gather rather than a scatter per piece: a position belongs to the first piece that ends after it.
+  position = jnp.arange(size)
+  piece = jnp.minimum((position[:, None] >= ends).sum(axis=1), len(pieces) - 1)
+  tokens = table[piece, jnp.clip(position - starts[piece], 0, width - 1)]
+  return Observation(jnp.where(position < ends[-1], tokens, 0), ends[-1])
 
 
 def find(name: str) -> type[Environment]:

@@ -1,0 +1,236 @@
+"""Sorting hidden items: compare, order and sort (paper, section 4, the sorting experiments).
+
+Items A, B, C, … have different hidden values. All three tasks share the keys of their instances:
+  values: int32[8], entries from `count` on are 0.
+  count: int32[].
+  descending: bool[], the direction asked for; only the reward looks at it.
+  asked: int32[2], the two items a question is about; -1 where there is none.
+"""
+
+from collections.abc import Sequence
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from earl_jax.config import UserError
+from earl_jax.environments.hidden_items import HiddenItems, ITEMS, MAX_ITEMS
+from earl_jax.tasks import base
+from earl_jax.tasks.base import Example, Instance, Outcome, Task
+
+_LOWEST, _HIGHEST = -99, 999  # hidden values
+_DIRECTIONS = {'both': (False, True), 'ascending': (False,), 'descending': (True,)}  # -> allowed `descending`
+_NAMES = tuple(item.description.strip() for item in ITEMS)
+_SYSTEM = 'Think first, then answer.'
+
+
+class _ItemTask(Task):
+  """`n` items, arranged in a direction or only asked about."""
+
+  def __init__(self, n: int, direction: str = 'both'):
+    """Raises UserError for a bad `n` or `direction`."""
+    if not isinstance(n, int) or not 2 <= n <= MAX_ITEMS:
+      raise UserError(f'n={n!r}: choose a number of items from 2 to {MAX_ITEMS}')
+    if direction not in _DIRECTIONS:
+      raise UserError(f'direction={direction!r}: choose one of {", ".join(_DIRECTIONS)}')
+    self.n = n
+    self.label = f'{self.name}{n}' + ('' if direction == 'both' else f'-{direction}')
+    self._directions = _DIRECTIONS[direction]
+    self._items = ', '.join(_NAMES[:n])
+
+  def _draw(self, rng: np.random.Generator, split: str) -> tuple[list[int], bool]:
+    """Distinct values and `descending`, drawn again until the problem belongs to `split`."""
+    while True:
+      values = (_LOWEST + rng.choice(_HIGHEST - _LOWEST + 1, self.n, replace=False)).tolist()
+      descending = self._directions[rng.integers(len(self._directions))]
+      if base.split_of(f'{self.n} {descending} {values}') == split:
+        return values, descending
+
+  def _instance(self, values: Sequence[int], descending: bool, asked: Sequence[int] = (-1, -1)) -> Instance:
+    padded = np.zeros(MAX_ITEMS, np.int32)
+    padded[:self.n] = values
+    return {
+        'values': padded,
+        'count': np.int32(self.n),
+        'descending': np.bool_(descending),
+        'asked': np.array(asked, np.int32),
+    }
+
+  def _goal(self, instance: Instance) -> list[int]:
+    """The arrangement asked for: `goal[i]` is the item at place i."""
+    values = instance['values'].tolist()
+    return sorted(range(self.n), key=values.__getitem__, reverse=bool(instance['descending']))
+
+
+class Sort(_ItemTask):
+  """Put `n` items with hidden values in order, with compare and swap (method: sort).
+
+  The reward of a right final state is (1 + efficiency) / 2, and efficiency the mean of what is left of the comparisons'
+  and the swaps' budget. It counts only under a condition:
+    certified: the comparisons made prove the final order (default).
+    released: there were at least ceil(log2 n!) of them, as in the released code.
+  """
+
+  name = 'sort'
+  environments = ('compare', 'swap')
+
+  def __init__(self, n: int, direction: str = 'both', efficiency: str = 'certified'):
+    """Raises UserError for a bad `n`, `direction` or `efficiency`."""
+    super().__init__(n, direction)
+    if efficiency not in ('certified', 'released'):
+      raise UserError(f'efficiency={efficiency!r}: choose certified or released')
+    self._released = efficiency == 'released'
+    if self._released:
+      self.label += '-released'
+
+  def example(self, seed: int, split: str, index: int) -> Example:
+    return self._example(*self._draw(base.random_generator(seed, split, index), split))
+
+  def all_instances(self) -> list[Example]:
+    """Every permutation in every allowed direction, with the ranks 0 … n-1 as values: n! or 2 n! examples."""
+    return [
+        self._example(ranks, descending)
+        for descending in self._directions for ranks in itertools.permutations(range(self.n))
+    ]
+
+  def _example(self, values: Sequence[int], descending: bool) -> Example:
+    user = (
+        f'The sequence is {self._items}. Put it in {_direction(descending)} order with as few comparisons and swaps as '
+        'possible.'
+    )
+    return Example(_SYSTEM, user, self._instance(values, descending))
+
+  def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
+    state: HiddenItems = states['HiddenItems']
+    goal = self._goal(instance)
+    exact = bool(finished) and state.sequence[:self.n].tolist() == goal
+    comparisons, swaps = int(state.comparisons), int(state.swaps)
+    # Values are distinct, so a proof of the order must compare all neighbours (nothing else implies them), and
+    # transitivity gives the rest.
+    compared = state.compared.tolist()
+    certified = exact and all(compared[a][b] for a, b in itertools.pairwise(goal))
+
+    enough = comparisons >= _released_least(self.n) if self._released else certified
+    efficiency = 0.0
+    if exact and enough:
+      spare = _released_spare(comparisons, self.n) if self._released else _certified_spare(comparisons, self.n)
+      efficiency = 0.5 * spare + 0.5 * swap_efficiency(swaps, goal)
+    metrics = {
+        'comparisons': float(comparisons),
+        'swaps': float(swaps),
+        'certified': float(certified),
+        'efficiency': efficiency,
+    }
+    return Outcome((1 + efficiency) / 2 if exact else 0.0, exact, metrics)
+
+
+class Order(_ItemTask):
+  """Put `n` items in order when the prompt tells how they compare, with swap alone (method: order)."""
+
+  name = 'order'
+  environments = ('swap',)
+
+  def example(self, seed: int, split: str, index: int) -> Example:
+    rng = base.random_generator(seed, split, index)
+    values, descending = self._draw(rng, split)
+    user = (
+        f'The sequence is {self._items}. It is known that {", ".join(_relations(rng, values))}. Put it in '
+        f'{_direction(descending)} order with as few swaps as possible.'
+    )
+    return Example(_SYSTEM, user, self._instance(values, descending))
+
+  def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
+    state: HiddenItems = states['HiddenItems']
+    goal = self._goal(instance)
+    exact = bool(finished) and state.sequence[:self.n].tolist() == goal
+    swaps = int(state.swaps)
+    efficiency = swap_efficiency(swaps, goal) if exact else 0.0
+    return Outcome((1 + efficiency) / 2 if exact else 0.0, exact, {'swaps': float(swaps), 'efficiency': efficiency})
+
+
+class Compare(_ItemTask):
+  """Say which of two of `n` items is larger, with compare (method: compare)."""
+
+  name = 'compare'
+  environments = ('compare',)
+
+  def __init__(self, n: int = 2):
+    """Raises UserError for a bad `n`."""
+    super().__init__(n)
+    self._directions = (False,)  # it asks for none
+
+  def example(self, seed: int, split: str, index: int) -> Example:
+    rng = base.random_generator(seed, split, index)
+    values, _ = self._draw(rng, split)
+    asked = rng.choice(self.n, 2, replace=False)
+    first, second = (_NAMES[item] for item in asked)
+    user = (
+        f'The items are {self._items}. Which one is larger, {first} or {second}? Give the item inside '
+        '<answer> </answer>.'
+    )
+    return Example(_SYSTEM, user, self._instance(values, False, asked))
+
+  def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
+    larger = max(instance['asked'].tolist(), key=instance['values'].__getitem__)
+    exact = bool(finished) and last_answer(text) == _NAMES[larger]
+    return Outcome(float(exact), exact, {'comparisons': float(states['HiddenItems'].comparisons)})
+
+
+def fewest_swaps(goal: Sequence[int]) -> int:
+  """Swaps of two items that turn 0, 1, 2, … into `goal` at best: n minus the cycles of the permutation."""
+  cycles, seen = 0, set()
+  for item in goal:
+    cycles += item not in seen
+    while item not in seen:
+      seen.add(item)
+      item = goal[item]
+  return len(goal) - cycles
+
+
+def swap_efficiency(swaps: int, goal: Sequence[int]) -> float:
+  """1 with the fewest swaps, 0 from n (n - 1) / 2 on: 1 - S̃ of the method, and of the released code alike."""
+  fewest, pairs = fewest_swaps(goal), math.comb(len(goal), 2)
+  return 1 - _clip((swaps - fewest) / max(1, pairs - fewest))
+
+
+def _certified_spare(comparisons: int, n: int) -> float:
+  """1 - C̃: 1 with the n - 1 comparisons that any proof needs, 0 with all pairs."""
+  return 1 - _clip((comparisons - (n - 1)) / max(1, math.comb(n, 2) - (n - 1)))
+
+
+def _released_least(n: int) -> int:
+  """ceil(log2 n!), by Stirling's formula as in the released code."""
+  return math.ceil(n * math.log2(n) - n / math.log(2) + 0.5 * math.log2(2 * math.pi * n))
+
+
+def _released_spare(comparisons: int, n: int) -> float:
+  least, reference = _released_least(n), n * math.ceil(math.log2(n))
+  return 1 - _clip((comparisons - least) / max(1, reference - least))
+
+
+def last_answer(text: str) -> str:
+  """What the last complete <answer>…</answer> holds, stripped; empty where there is none. Linear in the text."""
+  end = text.rfind('</answer>')
+  start = text.rfind('<answer>', 0, max(end, 0))
+  return text[start + len('<answer>'):end].strip() if start >= 0 else ''
+
+
+def _relations(rng: np.random.Generator, values: Sequence[int]) -> list[str]:
+  """Relations that determine the order: those of all neighbours, others by a coin, in random order and writing."""
+  ascending = sorted(range(len(values)), key=values.__getitem__)
+  relations = []
+  for i, j in itertools.combinations(range(len(values)), 2):
+    if j == i + 1 or rng.random() < 0.5:
+      smaller, larger = _NAMES[ascending[i]], _NAMES[ascending[j]]
+      relations.append(f'{smaller} < {larger}' if rng.random() < 0.5 else f'{larger} > {smaller}')
+  rng.shuffle(relations)
+  return relations
+
+
+def _direction(descending: bool) -> str:
+  return 'descending' if descending else 'ascending'
+
+
+def _clip(x: float) -> float:
+  return min(1.0, max(0.0, x))
