@@ -2,14 +2,16 @@
 
 import os
 import pathlib
-import tempfile
 
 import hypothesis
 import pytest
 
+# The user's own cache rather than the shared temporary folder: JAX runs the programs it finds there.
+CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+
 # JAX reads these when it is first imported, here and in the processes that tests start. Set them to override.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'earl_jax-compilation-cache'))
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'earl_jax' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 # The first example of a test pays for compilation, so a deadline would only measure that.
