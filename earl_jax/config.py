@@ -1,5 +1,206 @@
-"""Errors a user can mend, and (below) the configuration."""
+"""Configuration: a locked ConfigDict at the edge, frozen dataclasses inside. Every bad value is named in the error."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+import ml_collections
 
 
 class UserError(Exception):
   """A mistake the user can mend. Entry points print its one line and exit with status 2, without a traceback."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One stage of the curriculum.
+
+  Attributes:
+    tasks: task calls with their share of the prompts, e.g. `(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))`.
+    until: the stage ends when the running mean of exact match (over `window` batches) of every task reaches this; 1.1
+      never does.
+  """
+
+  tasks: tuple = ()
+  until: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """Attributes:
+    prompts: problems a step.
+    group: rollouts of each problem.
+    prompt_length: slots of the prompt; longer prompts are an error.
+    response_length: slots of the response.
+    temperature: of sampling.
+    chunk: rows of counterfactual episodes decoded at a time; divides prompts * group.
+  """
+
+  prompts: int = 32
+  group: int = 16
+  prompt_length: int = 64
+  response_length: int = 96
+  temperature: float = 1.0
+  chunk: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+  """Attributes:
+    advantage: 'grpo', 'dr_grpo' or 'rloo'.
+    counterfactual: CPO if true; plain group advantages otherwise.
+    fraction: of rollouts rewritten besides those of all-zero groups.
+    entropy: coefficient of the entropy bonus.
+    kl: coefficient of the KL to the reference policy; 0 keeps none in memory.
+    clip_low, clip_high, dual_clip: of the surrogate.
+    mini_batches: optimizer steps a rollout batch is split into, by prompts.
+    micro_batch: rows per forward and backward pass.
+  """
+
+  advantage: str = 'grpo'
+  counterfactual: bool = True
+  fraction: float = 0.0
+  entropy: float = 0.0
+  kl: float = 0.001
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  dual_clip: float = 3.0
+  mini_batches: int = 4
+  micro_batch: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW. `warmup` steps up, then constant, then linearly to 0 over the last `decay` share of all steps."""
+
+  learning_rate: float = 1e-6
+  warmup: int = 0
+  decay: float = 0.0
+  weight_decay: float = 0.01
+  b1: float = 0.9
+  b2: float = 0.999
+  clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices per axis; -1 = all that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything a run depends on.
+
+  Attributes:
+    model: 'embedded', or the folder of a Hugging Face checkpoint.
+    seed: of data, sampling and interventions.
+    steps: at most.
+    curriculum: stages, in order; the last one lasts.
+    window: batches over which exact match is averaged to leave a stage.
+    stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem.
+    evaluate_every, checkpoint_every, sample_every: in steps.
+    evaluation_prompts: held-out problems per task, for tasks too large to enumerate.
+  """
+
+  model: str = 'embedded'
+  seed: int = 0
+  steps: int = 100
+  curriculum: tuple[Stage, ...] = ()
+  window: int = 4
+  stop_at_solved: bool = False
+  evaluate_every: int = 20
+  checkpoint_every: int = 20
+  sample_every: int = 20
+  evaluation_prompts: int = 256
+  rollout: RolloutConfig = RolloutConfig()
+  algorithm: AlgorithmConfig = AlgorithmConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  mesh: MeshConfig = MeshConfig()
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The defaults as a locked ConfigDict: what a config file changes and returns."""
+  return ml_collections.ConfigDict(_plain(Config())).lock()
+
+
+def stage(*tasks: tuple[str, dict, float], until: float = 0.95) -> dict:
+  """A curriculum stage for a config file."""
+  return {'tasks': tasks, 'until': until}
+
+
+def parse(config: ml_collections.ConfigDict | dict) -> Config:
+  """Checks a ConfigDict and freezes it.
+
+  Raises:
+    UserError: unknown key, wrong type, or a value that can't be.
+  """
+  plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  stages = plain.pop('curriculum', ())
+  parsed = _build(Config, plain, 'config')
+  parsed = dataclasses.replace(
+      parsed, curriculum=tuple(_build(Stage, dict(s), f'config.curriculum[{i}]') for i, s in enumerate(stages))
+  )
+  _check(parsed)
+  return parsed
+
+
+def _check(config: Config) -> None:
+  r, a = config.rollout, config.algorithm
+  def require(condition, field, value, remedy):
+    if not condition:
+      raise UserError(f'config.{field}={value!r}: {remedy}')
+  require(config.curriculum, 'curriculum', config.curriculum, 'give at least one stage')
+  for i, s in enumerate(config.curriculum):
+    require(s.tasks, f'curriculum[{i}].tasks', s.tasks, "give at least one task, such as ('sort', {'n': 4}, 1.0)")
+    for call in s.tasks:
+      require(isinstance(call, (tuple, list)) and len(call) == 3 and call[2] > 0, f'curriculum[{i}].tasks', call,
+              "write each task as (name, options, share > 0), such as ('sort', {'n': 4}, 1.0)")
+  for field in ('steps', 'window', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts'):
+    require(getattr(config, field) >= 1, field, getattr(config, field), 'choose a number from 1 on')
+  for field in ('prompts', 'prompt_length', 'response_length', 'chunk'):
+    require(getattr(r, field) >= 1, f'rollout.{field}', getattr(r, field), 'choose a number from 1 on')
+  require(r.group >= 2, 'rollout.group', r.group, 'a group advantage needs at least 2 rollouts')
+  require(r.temperature > 0, 'rollout.temperature', r.temperature, 'choose a number above 0')
+  require(r.prompts * r.group % r.chunk == 0, 'rollout.chunk', r.chunk, f'choose a divisor of prompts * group = {r.prompts * r.group}')
+  require(a.advantage in ('grpo', 'dr_grpo', 'rloo'), 'algorithm.advantage', a.advantage, 'choose grpo, dr_grpo or rloo')
+  require(0 <= a.fraction <= 1, 'algorithm.fraction', a.fraction, 'choose a number from 0 to 1')
+  require(a.mini_batches >= 1 and r.prompts % a.mini_batches == 0, 'algorithm.mini_batches', a.mini_batches,
+          f'choose a divisor of config.rollout.prompts = {r.prompts}')
+  rows = r.prompts // a.mini_batches * r.group
+  require(a.micro_batch >= 1 and rows % a.micro_batch == 0, 'algorithm.micro_batch', a.micro_batch,
+          f'choose a divisor of the {rows} rows of a mini-batch')
+
+
+def _plain(value: Any) -> Any:
+  return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else value
+
+
+def _build(cls: type, values: dict, where: str) -> Any:
+  hints = typing.get_type_hints(cls)
+  unknown = sorted(set(values) - set(hints))
+  if unknown:
+    raise UserError(f'{where}.{unknown[0]}: no such field; known: {", ".join(hints)}')
+  checked = {}
+  for name, value in values.items():
+    kind = hints[name]
+    if dataclasses.is_dataclass(kind):
+      if not isinstance(value, dict):
+        raise UserError(f'{where}.{name}={value!r}: expected a group of fields: {", ".join(typing.get_type_hints(kind))}')
+      checked[name] = _build(kind, value, f'{where}.{name}')
+      continue
+    kind = typing.get_origin(kind) or kind
+    if isinstance(kind, types.UnionType):
+      raise TypeError(f'{cls.__name__}.{name}: unions are not supported')
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+      value = float(value)
+    if kind is tuple and isinstance(value, list):
+      value = tuple(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+      raise UserError(f'{where}.{name}={value!r}: expected {kind.__name__}')
+    checked[name] = value
+  return cls(**checked)

@@ -35,11 +35,12 @@ class Observation(NamedTuple):
 class Environment(abc.ABC):
   """Pure, unbatched, fixed-shape: every method below is traced by `jit` and `vmap`.
 
-  Environments of one task whose states have the same type share one hidden state: compare and swap see the same
-  items. Actions are *local* indices into `spec.actions`, never token ids.
+  Environments of one task that name the same `state_type` share one hidden state: compare and swap see the same items.
+  Actions are *local* indices into `spec.actions`, never token ids.
   """
 
   spec: EnvironmentSpec
+  state_type: type  # of the hidden state: environments with the same one share it
   version: int = 1  # raised when behaviour changes; saved with every run
   max_observation: int  # L, set by __init__
 

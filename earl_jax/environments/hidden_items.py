@@ -45,6 +45,8 @@ class ItemEnvironment(Environment):
   not valid leaves the state as it is, writes nothing and does not exit.
   """
 
+  state_type = HiddenItems
+
   def reset(self, instance: dict[str, jax.Array]) -> HiddenItems:
     """State at the start, from `instance['values']` int32[8] and `instance['count']` int32[]; items in order A, B, …"""
     return HiddenItems(

@@ -53,12 +53,14 @@ class Task(abc.ABC):
     label: names the task in metrics and configs, options included (`sort4`).
     environments: names of the environments it offers.
     assistant_start: how the assistant's turn is opened.
+    reads_text: the outcome depends on the text, which is then decoded for it.
   """
 
   name: str
   label: str
   environments: tuple[str, ...]
   assistant_start = 'Let me solve this step by step.'
+  reads_text = False
 
   @abc.abstractmethod
   def example(self, seed: int, split: str, index: int) -> Example:
@@ -71,7 +73,7 @@ class Task(abc.ABC):
     Args:
       instance: the example's instance.
       states: the final hidden states as numpy pytrees, keyed by the state's type name (`HiddenItems`).
-      text: what the assistant's turn says, observations included.
+      text: what the assistant's turn says, observations included; '' unless `reads_text`.
       finished: it ended with the end-of-sequence token.
     """
 

@@ -154,6 +154,7 @@ class Compare(_ItemTask):
 
   name = 'compare'
   environments = ('compare',)
+  reads_text = True
 
   def __init__(self, n: int = 2):
     """Raises UserError for a bad `n`."""

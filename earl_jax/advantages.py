@@ -1,0 +1,37 @@
+"""Advantages from rewards. No model here."""
+
+import jax
+import jax.numpy as jnp
+
+
+def group_advantages(rewards: jax.Array, kind: str = 'grpo') -> jax.Array:
+  """Advantages of the n rollouts of each prompt, among themselves.
+
+    grpo     (r - mean) / (std + 1e-6), std unbiased            (GRPO; paper, eq. of section 3.2)
+    dr_grpo  r - mean                                            (Dr. GRPO)
+    rloo     r - mean of the others                              (RLOO)
+
+  Args:
+    rewards: float32[G, n], n >= 2.
+    kind: one of the above.
+
+  Returns:
+    float32[G, n].
+  """
+  n = rewards.shape[1]
+  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  if kind == 'grpo':
+    return centred / (jnp.std(rewards, axis=1, ddof=1, keepdims=True) + 1e-6)
+  if kind == 'dr_grpo':
+    return centred
+  if kind == 'rloo':
+    return centred * n / (n - 1)
+  raise ValueError(f'unknown kind of advantage: {kind!r}')
+
+
+def counterfactual_advantages(advantages, rewards, counterfactual_rewards, rewritten) -> jax.Array:
+  """r_cf - r, not divided by a standard deviation, for rewritten trajectories; the given advantage for others.
+
+  All float32 of one shape; rewritten bool (paper, CPO).
+  """
+  return jnp.where(rewritten, counterfactual_rewards - rewards, advantages)

@@ -1,0 +1,133 @@
+"""One batch of experience: problems of the stage, rollouts, rewards, counterfactual rewrites, advantages."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from earl_jax import counterfactual
+from earl_jax import rollout as rollout_lib
+from earl_jax import sharding
+from earl_jax.advantages import counterfactual_advantages, group_advantages
+from earl_jax.counterfactual import Interventions
+from earl_jax.experiment import Experiment
+from earl_jax.tasks.base import Example, Task
+from earl_jax.trajectory import Trajectory
+
+
+class Experience(NamedTuple):
+  """Attributes:
+    trajectory: [B, T, …], rewritten where CPO did so.
+    advantages: float32[B].
+    interventions: the CPO averages afterwards.
+    exact: mean exact match per task label, of the factual rollouts.
+    metrics: scalars to log.
+    factual: the trajectories before any rewrite, for samples.
+  """
+
+  trajectory: Trajectory
+  advantages: np.ndarray
+  interventions: Interventions
+  exact: dict[str, float]
+  metrics: dict[str, float]
+  factual: Trajectory
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _replace_rows(trajectory: Trajectory, rows: jax.Array, new: Trajectory) -> Trajectory:
+  """Rows `rows` of a trajectory become those of `new`; rows beyond the end are dropped."""
+  return jax.tree.map(lambda old, x: old.at[rows].set(x, mode='drop'), trajectory, new)
+
+
+@jax.jit
+def _take_rows(tree, rows: jax.Array):
+  return jax.tree.map(lambda x: x[rows], tree)
+
+
+def draw(experiment: Experiment, stage: int, step: int) -> tuple[list[Task], list[Example]]:
+  """The problems of a step: pure in (config, stage, step)."""
+  config = experiment.config
+  tasks, shares = zip(*experiment.stages[stage])
+  rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, 1, step])))
+  picks = rng.choice(len(tasks), config.rollout.prompts, p=np.array(shares) / sum(shares))
+  first = step * config.rollout.prompts
+  chosen = [tasks[i] for i in picks]
+  return chosen, [task.example(config.seed, 'train', first + i) for i, task in enumerate(chosen)]
+
+
+def collect(experiment: Experiment, params, stage: int, step: int, interventions: Interventions) -> Experience:
+  """Rolls out, scores and, under CPO, rewrites one batch. All randomness comes from (config.seed, step)."""
+  config = experiment.config
+  group, length = config.rollout.group, config.rollout.prompt_length
+  key = jax.random.fold_in(jax.random.key(config.seed), step)
+  rollout_key, position_key, rewrite_key = jax.random.split(key, 3)
+
+  tasks, examples = draw(experiment, stage, step)
+  prompts = experiment.encode_prompts(tasks, examples)
+  batch = len(tasks) * group
+  by_row = lambda items: [item for item in items for _ in range(group)]  # noqa: E731
+  run = functools.partial(experiment.rollout, params, temperature=config.rollout.temperature)
+  factual = trajectory = run(prompts, np.arange(batch), rollout_key, group=group)
+  outcomes = experiment.outcomes(by_row(tasks), by_row(examples), factual)
+  rewards = np.array([o.reward for o in outcomes], np.float32).reshape(-1, group)
+  advantages = np.asarray(group_advantages(rewards, config.algorithm.advantage)).reshape(-1)
+
+  metrics = {
+      'reward': float(rewards.mean()),
+      'zero_reward_groups': float(np.mean(np.all(rewards == 0, axis=1))),
+      'response_length': float(jnp.mean(factual.end)) - length,
+      'unfinished': 1 - float(jnp.mean(factual.finished)),
+      'tokens': float(jnp.sum(factual.end) - batch * length),
+  }
+  exact = _mean_by(by_row(t.label for t in tasks), [o.exact for o in outcomes])
+  metrics['exact'] = float(np.mean([o.exact for o in outcomes]))
+  metrics |= {f'exact/{label}': value for label, value in exact.items()}
+  names = sorted({name for o in outcomes for name in o.metrics})
+  metrics |= {name: float(np.mean([o.metrics[name] for o in outcomes if name in o.metrics])) for name in names}
+
+  if config.algorithm.counterfactual:
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, 2, step])))
+    environment = int(rng.choice(len(interventions.gains), p=interventions.probabilities()))
+    offered = np.asarray(prompts.offered)[:, environment]
+    rewritten = counterfactual.choose_rewrites(rewards, config.algorithm.fraction, offered, rng).reshape(-1)
+    rows = np.flatnonzero(rewritten)
+    new_rewards = np.zeros(batch, np.float32)
+    forced = experiment.interface.space.routing_action(environment + 1)
+    shard = sharding.by_row(experiment.mesh)
+    for first in range(0, len(rows), config.rollout.chunk):
+      chunk = np.full(config.rollout.chunk, rows[first], np.int32)  # the last chunk is filled up, and the filling dropped
+      real = rows[first : first + config.rollout.chunk]
+      chunk[: len(real)] = real
+      old = jax.device_put(_take_rows(factual, chunk), shard)
+      until = counterfactual.choose_positions(
+          position_key, old.route_scores[..., environment], chunk, prompt_length=length
+      )
+      replay = rollout_lib.Replay(old.actions, until, jnp.full_like(until, forced))
+      chunk_prompts = jax.device_put(_take_rows(prompts, chunk // group), shard)
+      new = run(chunk_prompts, chunk, rewrite_key, replay)
+      results = experiment.outcomes([tasks[r // group] for r in real], [examples[r // group] for r in real], new)
+      new_rewards[real] = [o.reward for o in results]
+      target = np.where(np.arange(len(chunk)) < len(real), chunk, batch)
+      trajectory = _replace_rows(jax.tree.map(jnp.copy, trajectory) if first == 0 else trajectory, target, new)
+      metrics['tokens'] += float(jnp.sum(new.end[: len(real)] - until[: len(real)]))
+    flat = rewards.reshape(-1)
+    advantages = np.asarray(counterfactual_advantages(advantages, flat, new_rewards, rewritten))
+    gains = (new_rewards - flat)[rewritten]
+    interventions = interventions.updated(environment, gains)
+    metrics |= {
+        'counterfactual/rewritten': float(rewritten.mean()),
+        'counterfactual/gain': float(gains.mean()) if len(gains) else 0.0,
+        'counterfactual/reward': float(new_rewards[rewritten].mean()) if len(gains) else 0.0,
+    }
+    for name, gain in zip((e.spec.name for e in experiment.interface.environments), interventions.gains):
+      metrics[f'counterfactual/average_gain/{name}'] = float(gain)
+  return Experience(trajectory, advantages, interventions, exact, metrics, factual)
+
+
+def _mean_by(labels: list[str], values: list[bool]) -> dict[str, float]:
+  sums: dict[str, list[bool]] = {}
+  for label, value in zip(labels, values):
+    sums.setdefault(label, []).append(value)
+  return {label: float(np.mean(x)) for label, x in sorted(sums.items())}

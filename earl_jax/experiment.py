@@ -1,0 +1,156 @@
+"""What training and evaluation share: tokenizer, model, tasks and interface of a run, and its prompts and outcomes."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from earl_jax import policy
+from earl_jax import rollout as rollout_lib
+from earl_jax import sharding
+from earl_jax import tokenizer as tokenizer_lib
+from earl_jax.config import Config, UserError
+from earl_jax.environments import base as environments_base
+from earl_jax.interfaces.expanded import ExpandedInterface
+from earl_jax.model import hf
+from earl_jax.model.transformer import ModelConfig
+from earl_jax.tasks.base import Example, make_task, Outcome, Task
+from earl_jax.trajectory import Trajectory
+
+EMBEDDED = pathlib.Path(__file__).parent / 'embedded' / 'checkpoint'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+  """The fixed parts of a run.
+
+  Attributes:
+    stages: per curriculum stage, its tasks with their shares of the prompts.
+  """
+
+  config: Config
+  mesh: Mesh
+  tokenizer: Any
+  model: ModelConfig
+  interface: ExpandedInterface
+  stages: tuple[tuple[tuple[Task, float], ...], ...]
+
+  @property
+  def slots(self) -> int:
+    """T."""
+    return self.config.rollout.prompt_length + self.config.rollout.response_length
+
+  @property
+  def environment_versions(self) -> dict[str, int]:
+    return {e.spec.name: e.version for e in self.interface.environments}
+
+  def encode_prompts(self, tasks: list[Task], examples: list[Example]) -> rollout_lib.Prompts:
+    """Left-padded prompts, on the mesh. Tasks of another family leave the instance fields they lack at 0.
+
+    Raises:
+      UserError: a prompt is longer than config.rollout.prompt_length.
+    """
+    length = self.config.rollout.prompt_length
+    tokens = np.full((len(examples), length), self.tokenizer.pad_token_id or 0, np.int32)
+    start = np.zeros(len(examples), np.int32)
+    for row, (task, example) in enumerate(zip(tasks, examples)):
+      ids = self._prompt(example.system, example.user, task.assistant_start)
+      if len(ids) > length:
+        raise UserError(
+            f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; choose at least that'
+        )
+      start[row] = length - len(ids)
+      tokens[row, start[row]:] = ids
+    names = [e.spec.name for e in self.interface.environments]
+    keys = {key: np.zeros_like(value) for example in examples for key, value in example.instance.items()}
+    prompts = rollout_lib.Prompts(
+        tokens=tokens,
+        start=start,
+        instance={k: np.stack([e.instance.get(k, zero) for e in examples]) for k, zero in keys.items()},
+        offered=np.array([[name in task.environments for name in names] for task in tasks]),
+    )
+    return jax.device_put(prompts, sharding.by_row(self.mesh))
+
+  def _prompt(self, system: str, user: str, assistant: str) -> list[int]:
+    return _cached_prompt(self.tokenizer, system, user, assistant)
+
+  def rollout(self, params, prompts, row_ids, key, replay=None, *, group=1, temperature=1.0) -> Trajectory:
+    """`rollout.rollout` with this run's shapes; rows are shared out over the mesh."""
+    by_row = sharding.by_row(self.mesh)
+    return rollout_lib.rollout(
+        params, prompts, jax.device_put(np.asarray(row_ids, np.int32), by_row), key, replay, config=self.model,
+        interface=self.interface, eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id or 0, group=group,
+        slots=self.slots, temperature=temperature,
+    )
+
+  def outcomes(self, tasks: list[Task], examples: list[Example], trajectory: Trajectory) -> list[Outcome]:
+    """Scores every row of a trajectory; tasks and examples have one entry per row."""
+    states, finished, tokens, end = jax.device_get(
+        (trajectory.states, trajectory.finished, trajectory.tokens, trajectory.end)
+    )
+    length = self.config.rollout.prompt_length
+    results = []
+    for row, (task, example) in enumerate(zip(tasks, examples)):
+      state = jax.tree.map(lambda x, row=row: x[row], states)
+      text = self.tokenizer.decode(tokens[row, length:end[row]]) if task.reads_text else ''
+      results.append(task.outcome(example.instance, state, text, bool(finished[row])))
+    return results
+
+  def render(self, trajectory: Trajectory, row: int) -> str:
+    """One trajectory as text: prompt, then the response with what was written inside environments in [brackets]."""
+    tokens, actions, language, start, end = (
+        np.asarray(x[row]) for x in
+        (trajectory.tokens, trajectory.actions, trajectory.language, trajectory.start, trajectory.end)
+    )
+    length = self.config.rollout.prompt_length
+    decisions = np.flatnonzero(actions >= 0)
+    text = self.tokenizer.decode(tokens[start:length]) + '⏎'
+    vocab = self.interface.space.vocab_size
+    open_call = False
+    for at, until in zip(decisions, [*decisions[1:], end]):
+      if language[at] and open_call:
+        text, open_call = text + ']', False
+      if language[at] and actions[at] >= vocab:
+        text, open_call = text + f'[{self.interface.space.specs[actions[at] - vocab].name}:', True
+      text += self.tokenizer.decode(tokens[at:until])
+    return text + (']' if open_call else '')
+
+
+@functools.lru_cache(maxsize=100_000)
+def _cached_prompt(tokenizer, system: str, user: str, assistant: str) -> list[int]:
+  return tokenizer_lib.chat_prompt(tokenizer, system, user, assistant)
+
+
+def set_up(config: Config) -> tuple[Experiment, policy.Params]:
+  """Builds everything a run needs, and its first parameters, placed on the mesh.
+
+  Raises:
+    UserError: see the functions called.
+  """
+  folder = EMBEDDED if config.model == 'embedded' else pathlib.Path(config.model)
+  tokenizer = tokenizer_lib.load_tokenizer(folder)
+  model = hf.read_config(folder)
+  if model.vocab_size < len(tokenizer):
+    raise UserError(
+        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '
+        'entries; use the tokenizer the model was trained with'
+    )
+  stages = tuple(
+      tuple((make_task(name, **options), share) for name, options, share in stage.tasks) for stage in config.curriculum
+  )
+  names = dict.fromkeys(name for stage in stages for task, _ in stage for name in task.environments)
+  encode = functools.partial(tokenizer_lib.encode, tokenizer)
+  offered = [environments_base.find(name)(encode) for name in names]
+  mesh = sharding.make_mesh(config.mesh)
+  rows = config.rollout.prompts
+  sharding.check_rows(mesh, rows, 'config.rollout.prompts')
+  sharding.check_rows(mesh, config.rollout.chunk, 'config.rollout.chunk')
+  sharding.check_rows(mesh, config.algorithm.micro_batch, 'config.algorithm.micro_batch')
+  interface = ExpandedInterface(len(tokenizer), offered, encode)
+  experiment = Experiment(config, mesh, tokenizer, model, interface, stages)
+  params = policy.init_params(hf.load_params(folder, model), interface.space)
+  return experiment, jax.device_put(params, sharding.tree_shardings(mesh, params))

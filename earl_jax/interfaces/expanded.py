@@ -1,0 +1,105 @@
+"""The expanded interface (EARL): a sampled action id becomes text to write, an environment step and a next mask.
+
+Everything here is unbatched and jittable; the rollout vmaps.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from earl_jax.action_space import ActionSpace, Encode, LANGUAGE
+from earl_jax.environments.base import Environment
+
+States = dict[str, Any]  # hidden states by type name
+
+
+class Effect(NamedTuple):
+  """What an action does.
+
+  Attributes:
+    tokens: int32[W], text to write; entries from `length` on are ignored.
+    length: int32[], at least 1.
+    environment: int32[], where the policy is next.
+    states: hidden states after it.
+  """
+
+  tokens: jax.Array
+  length: jax.Array
+  environment: jax.Array
+  states: States
+
+
+class ExpandedInterface:
+  """Action space and environments of one run.
+
+  Attributes:
+    space: the ActionSpace.
+    width: W, the longest text one action writes.
+  """
+
+  def __init__(self, vocab_size: int, environments: Sequence[Environment], encode: Encode):
+    self.environments = tuple(environments)
+    self.space = ActionSpace(vocab_size, [e.spec for e in environments], encode)
+    longest = max((e.max_observation for e in environments), default=0)
+    self.width = self.space.descriptions.shape[1] + longest
+    # local[k][e] = local action of expanded action e in environment k + 1
+    self._local = np.zeros((len(environments), self.space.num_expanded), np.int32)
+    for k, actions in enumerate(self.space.environment_actions):
+      self._local[k, actions] = np.arange(len(actions))
+
+  def reset(self, instance: dict[str, jax.Array]) -> States:
+    """Hidden states at the start of an episode; environments with the same `state_type` share one."""
+    return {e.state_type.__name__: e.reset(instance) for e in self.environments}
+
+  def legal(self, environment: jax.Array, states: States, offered: jax.Array) -> jax.Array:
+    """bool[E]: expanded actions legal now. The vocabulary is legal exactly in language.
+
+    Args:
+      environment: int32[], current environment.
+      states: hidden states.
+      offered: bool[R], the environments that the task offers.
+    """
+    space = self.space
+    legal = jnp.zeros(space.num_expanded, bool).at[: space.num_environments].set(offered & (environment == LANGUAGE))
+    for k, (actions, env) in enumerate(zip(space.environment_actions, self.environments)):
+      valid = env.valid_actions(states[env.state_type.__name__]) & (environment == k + 1)
+      legal = legal.at[actions].max(valid)
+    return legal
+
+  def act(self, environment: jax.Array, states: States, action: jax.Array) -> Effect:
+    """Carries out a legal action id.
+
+      in language, a token      writes the token
+      in language, a routing    writes its description, enters its environment
+      in environment k          writes its description and the observation; leaves if the environment says so
+    """
+    space = self.space
+    is_token = action < space.vocab_size
+    expanded = jnp.clip(action - space.vocab_size, 0, space.num_expanded - 1)
+    tokens = jnp.zeros(self.width, jnp.int32).at[: space.descriptions.shape[1]].set(jnp.asarray(space.descriptions)[expanded])
+    length = jnp.asarray(space.description_lengths)[expanded]
+    is_routing = ~is_token & (environment == LANGUAGE)
+    after = jnp.where(is_routing, expanded + 1, environment)
+    place = jnp.arange(self.width)
+    out_tokens, out_length, out_states = tokens, length, dict(states)
+    for k, env in enumerate(self.environments):
+      here = environment == k + 1
+      name = env.state_type.__name__
+      observation, state, leaves = env.step(states[name], jnp.asarray(self._local)[k, expanded])
+      at = place - length
+      seen = observation.tokens[jnp.clip(at, 0, observation.tokens.shape[0] - 1)]
+      written = jnp.where((at >= 0) & (at < observation.length), seen, tokens)
+      out_tokens = jnp.where(here, written, out_tokens)
+      out_length = jnp.where(here, length + observation.length, out_length)
+      out_states[name] = jax.tree.map(lambda new, old, here=here: jnp.where(here, new, old), state, out_states[name])
+      after = jnp.where(here & leaves, LANGUAGE, after)
+    token = tokens.at[0].set(action)
+    return Effect(
+        tokens=jnp.where(is_token, token, out_tokens),
+        length=jnp.where(is_token, 1, out_length),
+        environment=after.astype(jnp.int32),
+        states=out_states,
+    )

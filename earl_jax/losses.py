@@ -1,0 +1,20 @@
+"""Losses per decision. No model here. Everything is float32[B, T]; the caller masks and averages."""
+
+import jax
+import jax.numpy as jnp
+
+
+def clipped_surrogate(log_ratio, advantages, clip_low: float, clip_high: float, dual_clip: float) -> jax.Array:
+  """PPO's clipped surrogate, negated, with dual clip (Schulman et al. 2017; Ye et al. 2020).
+
+    max(-A ρ, -A clip(ρ, 1 - clip_low, 1 + clip_high)), and where A < 0 at most -A dual_clip
+  """
+  ratio = jnp.exp(log_ratio)
+  loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip_low, 1 + clip_high))
+  return jnp.where(advantages < 0, jnp.minimum(loss, -advantages * dual_clip), loss)
+
+
+def kl_k3(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
+  """Schulman's k3 estimate of KL(policy || reference) from one sample: exp(d) - d - 1, d = log q - log p."""
+  difference = reference_log_probs - log_probs
+  return jnp.exp(difference) - difference - 1

@@ -1,0 +1,16 @@
+"""Reductions under a mask: everything that averages over a part of an array does it here."""
+
+import jax
+import jax.numpy as jnp
+
+NEGATIVE = -1e30  # stands for log 0: far below any logit, and finite, so that no gradient becomes NaN
+
+
+def masked_sum(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+  """Sum of x where mask is True; entries outside may be anything, NaN included."""
+  return jnp.sum(jnp.where(mask, x, 0.0), axis=axis)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+  """Mean of x where mask is True; 0 where nothing is."""
+  return masked_sum(x, mask, axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)

@@ -1,0 +1,153 @@
+"""The policy: parameters, and THE distribution over legal actions.
+
+Sampling, training log-probabilities and CPO's position scores all come from `distribution`: there is no second mask.
+
+Axes: D hidden, V vocabulary (`len(tokenizer)`), E expanded actions; `…` any leading axes.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from earl_jax.action_space import ActionSpace
+from earl_jax.masked import NEGATIVE
+from earl_jax.model import transformer
+
+Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D]}
+
+
+def init_params(model: dict, space: ActionSpace) -> Params:
+  """Adds the expanded head: each action starts as the `lm_head` row of one token of its description."""
+  return {'model': model, 'expanded_head': jnp.asarray(transformer.output_embedding(model))[space.init_tokens]}
+
+
+class Distribution(NamedTuple):
+  """The distribution over legal actions at some decisions.
+
+  Attributes:
+    logits: float32[…, V + E], unmasked.
+    language: bool[…], all of V is legal.
+    legal: bool[…, E], expanded actions that are.
+    log_vocabulary: float32[…], log of the sum of exp(logits) over V.
+    log_normaliser: float32[…], the same over all legal actions.
+  """
+
+  logits: jax.Array
+  language: jax.Array
+  legal: jax.Array
+  log_vocabulary: jax.Array
+  log_normaliser: jax.Array
+
+
+def distribution(params: Params, space: ActionSpace, hidden, language, legal) -> Distribution:
+  """The policy's distribution from hidden states [..., D]. Embedding rows beyond V are padding and take no part."""
+  vocabulary = transformer.output_embedding(params['model'])[: space.vocab_size]
+  head = jnp.concatenate([vocabulary, params['expanded_head']]).astype(hidden.dtype)
+  logits = jnp.einsum('...d,ad->...a', hidden, head).astype(jnp.float32)
+  log_vocabulary = jax.nn.logsumexp(logits[..., : space.vocab_size], axis=-1)
+  parts = [jnp.where(language, log_vocabulary, NEGATIVE)[..., None]]
+  parts.append(jnp.where(legal, logits[..., space.vocab_size :], NEGATIVE))
+  log_normaliser = jax.nn.logsumexp(jnp.concatenate(parts, axis=-1), axis=-1)
+  return Distribution(logits, language, legal, log_vocabulary, log_normaliser)
+
+
+def sample(keys: jax.Array, d: Distribution, temperature: float) -> jax.Array:
+  """int32[B]: an action per row; temperature 0 takes the likeliest.
+
+  Args:
+    keys: key[B], one a row, so that a row's draw depends on nothing else in the batch.
+    d: leaves [B, …].
+    temperature: static.
+  """
+  vocabulary = jnp.broadcast_to(d.language[:, None], (len(keys), d.logits.shape[-1] - d.legal.shape[-1]))
+  scores = d.logits
+  if temperature != 0:
+    scores = scores / temperature + jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
+  mask = jnp.concatenate([vocabulary, d.legal], axis=-1)
+  return jnp.argmax(jnp.where(mask, scores, NEGATIVE), axis=-1).astype(jnp.int32)
+
+
+def pick(d: Distribution, actions: jax.Array) -> jax.Array:
+  """float32[…]: logits of int32[…] actions. A masked sum: its gradient needs no scatter."""
+  chosen = jnp.arange(d.logits.shape[-1]) == actions[..., None]
+  return jnp.sum(jnp.where(chosen, d.logits, 0.0), axis=-1)
+
+
+def log_prob(d: Distribution, actions: jax.Array) -> jax.Array:
+  """float32[…]: log-probability of legal actions int32[…]."""
+  return pick(d, actions) - d.log_normaliser
+
+
+def entropy(d: Distribution, vocab_size: int) -> jax.Array:
+  """float32[…]: entropy over the expanded actions and {any token}.
+
+  Which token is not counted, so that an entropy bonus makes the policy try routes and items, not words.
+  """
+  expanded = jnp.where(d.legal, d.logits[..., vocab_size:] - d.log_normaliser[..., None], NEGATIVE)
+  token = jnp.where(d.language, d.log_vocabulary - d.log_normaliser, NEGATIVE)
+  parts = jnp.concatenate([expanded, token[..., None]], axis=-1)
+  parts = jnp.maximum(parts, -100.0)  # exp(-100) is nothing, and the gradient stays finite
+  return -jnp.sum(jnp.exp(parts) * parts, axis=-1)
+
+
+def route_scores(space: ActionSpace, d: Distribution) -> jax.Array:
+  """float32[…, R]: max(log p(first description token), log p(routing action)) per environment (method, CPO step 2).
+
+  `NEGATIVE` where the route is not legal.
+  """
+  routes = space.vocab_size + np.arange(space.num_environments)
+  words = space.descriptions[: space.num_environments, 0]
+  scores = jnp.maximum(d.logits[..., words], d.logits[..., routes]) - d.log_normaliser[..., None]
+  return jnp.where(d.legal[..., : space.num_environments], scores, NEGATIVE)
+
+
+class Scores(NamedTuple):
+  """The policy's view of given decisions. All float32[B, T].
+
+  Attributes:
+    log_probs: of the action, among the legal ones.
+    vocabulary_log_probs: of the action among V alone, for the KL term; 0 where the action is no token.
+    entropy: see `entropy`.
+  """
+
+  log_probs: jax.Array
+  vocabulary_log_probs: jax.Array
+  entropy: jax.Array
+
+
+def score_decisions(params: Params, space: ActionSpace, hidden, actions, language, legal, chunk: int = 16) -> Scores:
+  """Scores recorded decisions from the hidden states that saw the tokens before them.
+
+  Works through T in chunks and recomputes them in the backward pass, so that no [B, T, V] array exists.
+
+  Args:
+    hidden: dtype[B, T, D], hidden[:, t] is the state *before* slot t.
+    actions: int32[B, T], -1 = no decision.
+    language: bool[B, T].
+    legal: bool[B, T, E].
+    chunk: slots at a time; any number, a divisor of T saves padding.
+  """
+  length = actions.shape[1]
+  pad = -length % chunk
+
+  def chunks(x):
+    x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+  @jax.checkpoint
+  def score(_, inputs):
+    hidden, actions, language, legal = inputs
+    decision = actions >= 0
+    # where nothing was chosen the vocabulary counts as legal: a finite number, dropped below
+    d = distribution(params, space, hidden, language | ~decision, legal)
+    is_token = decision & (actions < space.vocab_size)
+    return None, Scores(
+        log_probs=jnp.where(decision, log_prob(d, actions), 0.0),
+        vocabulary_log_probs=jnp.where(is_token, pick(d, actions) - d.log_vocabulary, 0.0),
+        entropy=jnp.where(decision, entropy(d, space.vocab_size), 0.0),
+    )
+
+  _, scores = jax.lax.scan(score, None, tuple(map(chunks, (hidden, actions, language, legal))))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], scores)

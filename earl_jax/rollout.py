@@ -1,0 +1,207 @@
+"""The decode loop: one jitted loop over slots, everything on the device.
+
+Every pass writes one token in each active row. A row with text pending writes its next token; a row with none makes a
+decision, and what the decision writes (its description, then the observation) becomes pending. Prompts are left-padded,
+so that all rows write at the same slot.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from earl_jax import policy
+from earl_jax.action_space import LANGUAGE
+from earl_jax.interfaces.expanded import ExpandedInterface
+from earl_jax.masked import NEGATIVE
+from earl_jax.model import transformer
+from earl_jax.trajectory import Trajectory
+
+
+class Prompts(NamedTuple):
+  """A batch of problems.
+
+  Attributes:
+    tokens: int32[G, P], left-padded.
+    start: int32[G], first slot that holds a token.
+    instance: dict of arrays [G, …].
+    offered: bool[G, R], environments the row's task offers.
+  """
+
+  tokens: jax.Array
+  start: jax.Array
+  instance: dict[str, Any]
+  offered: jax.Array
+
+
+class Replay(NamedTuple):
+  """Decisions to repeat before the policy is free (CPO): recorded ones up to a slot, and a forced one there.
+
+  Attributes:
+    actions: int32[B, T], as recorded in a Trajectory.
+    until: int32[B], the slot of the forced action; before it `actions` are repeated.
+    forced: int32[B], the action id forced at slot `until`.
+  """
+
+  actions: jax.Array
+  until: jax.Array
+  forced: jax.Array
+
+
+class DecodeState(NamedTuple):
+  """Carried through the loop. B rows, T slots, W widest write.
+
+  Attributes:
+    slot: int32[], the slot written in this pass.
+    hidden: dtype[B, D], final hidden state of the token at slot - 1.
+    cache: KVCache.
+    environment: int32[B], where each row is; 0 = language.
+    pending: int32[B, W], text still to write, next token first.
+    pending_length: int32[B].
+    active: bool[B], the episode goes on.
+    trajectory: what is recorded so far; its `states` are the current hidden states.
+  """
+
+  slot: jax.Array
+  hidden: jax.Array
+  cache: transformer.KVCache
+  environment: jax.Array
+  pending: jax.Array
+  pending_length: jax.Array
+  active: jax.Array
+  trajectory: Trajectory
+
+
+def select(condition: jax.Array, new: Any, old: Any) -> Any:
+  """Per-row choice between two trees whose leaves are [B, …]."""
+  return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+def _write(array: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
+  """array[:, slot] = column."""
+  return jax.lax.dynamic_update_slice_in_dim(array, column[:, None].astype(array.dtype), slot, axis=1)
+
+
+@functools.partial(
+    jax.jit, static_argnames=('config', 'interface', 'eos', 'pad', 'group', 'slots', 'temperature')
+)
+def rollout(
+    params: policy.Params,
+    prompts: Prompts,
+    row_ids: jax.Array,
+    key: jax.Array,
+    replay: Replay | None = None,
+    *,
+    config: transformer.ModelConfig,
+    interface: ExpandedInterface,
+    eos: int,
+    pad: int,
+    group: int,
+    slots: int,
+    temperature: float = 1.0,
+) -> Trajectory:
+  """Rolls out `group` episodes of every prompt: B = G * group rows, those of one prompt side by side.
+
+  Args:
+    row_ids: int32[B], identity of each row: with `key` it fixes all randomness of the row.
+    replay: decisions to repeat first, or None.
+    eos: token id that ends an episode when chosen in language.
+    pad: token id written after the end.
+    slots: T, prompt and response together.
+    temperature: of sampling; 0 = greedy. Recorded log-probabilities and scores are those at temperature 1.
+  """
+  space = interface.space
+  prompt_length = prompts.tokens.shape[1]
+  repeat = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), tree)  # noqa: E731
+
+  # The prompt is read once for the whole group.
+  cache = transformer.init_cache(config, prompts.tokens.shape[0], prompt_length)
+  hidden, cache = transformer.apply(config, params['model'], prompts.tokens, prompts.start, cache)
+  grow = lambda x: jnp.pad(jnp.repeat(x, group, axis=1), [(0, 0), (0, 0), (0, slots - prompt_length), (0, 0), (0, 0)])  # noqa: E731
+  cache = jax.tree.map(grow, cache)
+
+  prompts, hidden = repeat(prompts), repeat(hidden[:, -1])
+  batch = prompts.tokens.shape[0]
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
+  shape = (batch, slots)
+  state = DecodeState(
+      slot=jnp.int32(prompt_length),
+      hidden=hidden,
+      cache=cache,
+      environment=jnp.full(batch, LANGUAGE, jnp.int32),
+      pending=jnp.full((batch, interface.width), pad, jnp.int32),
+      pending_length=jnp.zeros(batch, jnp.int32),
+      active=jnp.ones(batch, bool),
+      trajectory=Trajectory(
+          tokens=jnp.full(shape, pad, jnp.int32).at[:, :prompt_length].set(prompts.tokens),
+          start=prompts.start,
+          end=jnp.full(batch, prompt_length, jnp.int32),
+          actions=jnp.full(shape, -1, jnp.int32),
+          language=jnp.zeros(shape, bool),
+          legal=jnp.zeros((*shape, space.num_expanded), bool),
+          log_probs=jnp.zeros(shape, jnp.float32),
+          route_scores=jnp.full((*shape, space.num_environments), NEGATIVE, jnp.float32),
+          finished=jnp.zeros(batch, bool),
+          states=jax.vmap(interface.reset)(prompts.instance),
+      ),
+  )
+
+  def step(state: DecodeState) -> DecodeState:
+    slot, record = state.slot, state.trajectory
+
+    # 1. What may be chosen, and what is.
+    language = state.environment == LANGUAGE
+    legal = jax.vmap(interface.legal)(state.environment, record.states, prompts.offered)
+    choices = policy.distribution(params, space, state.hidden, language, legal)
+    action = policy.sample(jax.vmap(jax.random.fold_in, (0, None))(keys, slot), choices, temperature)
+    if replay is not None:
+      repeated = jnp.where(slot == replay.until, replay.forced, replay.actions[:, slot])
+      action = jnp.where(slot <= replay.until, jnp.maximum(repeated, 0), action)
+
+    # 2. What it does. A write that does not fit ends the episode, and its step never happened.
+    effect = jax.vmap(interface.act)(state.environment, record.states, action)
+    deciding = state.active & (state.pending_length == 0)
+    committed = deciding & (slot + effect.length <= slots)
+    ends = committed & language & (action == eos)
+    active = state.active & (committed | ~deciding)
+    pending = select(committed, effect.tokens, state.pending)
+    pending_length = jnp.where(committed, effect.length, state.pending_length)
+
+    # 3. Record it, and write one token.
+    token = jnp.where(active, pending[:, 0], pad)
+    seen = jnp.where((committed & language)[:, None], policy.route_scores(space, choices), NEGATIVE)
+    record = record._replace(
+        tokens=_write(record.tokens, token, slot),
+        end=jnp.where(active, slot + 1, record.end),
+        actions=_write(record.actions, jnp.where(committed, action, -1), slot),
+        language=_write(record.language, committed & language, slot),
+        legal=_write(record.legal, committed[:, None] & legal, slot),
+        log_probs=_write(record.log_probs, jnp.where(committed, policy.log_prob(choices, action), 0.0), slot),
+        route_scores=_write(record.route_scores, seen, slot),
+        finished=record.finished | ends,
+        states=select(committed, effect.states, record.states),
+    )
+    hidden, cache = transformer.apply(config, params['model'], token[:, None], prompts.start, state.cache, slot)
+    return DecodeState(
+        slot=slot + 1,
+        hidden=hidden[:, 0],
+        cache=cache,
+        environment=jnp.where(committed, effect.environment, state.environment),
+        pending=jnp.roll(pending, -1, axis=1),
+        pending_length=jnp.maximum(pending_length - 1, 0),
+        active=active & ~ends,
+        trajectory=record,
+    )
+
+  going = lambda state: (state.slot < slots) & jnp.any(state.active)  # noqa: E731
+  return jax.lax.while_loop(going, step, state).trajectory
+
+
+def previous_hidden(config: transformer.ModelConfig, params: policy.Params, trajectory: Trajectory) -> jax.Array:
+  """dtype[B, T, D]: the hidden state before every slot, from one forward pass over whole trajectories.
+
+  Slot 0 gets zeros: nothing is decided there.
+  """
+  hidden, _ = transformer.apply(config, params['model'], trajectory.tokens[:, :-1], trajectory.start)
+  return jnp.pad(hidden, [(0, 0), (1, 0), (0, 0)])

@@ -1,0 +1,44 @@
+"""Tokenizers and chat prompts, both through the transformers library."""
+
+import pathlib
+
+from transformers import PreTrainedTokenizerFast
+
+from earl_jax.config import UserError
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
+  """Loads a Hugging Face tokenizer folder (tokenizer.json, tokenizer_config.json). Runs no code from the folder.
+
+  Raises:
+    UserError: files missing or unreadable, or no end-of-sequence token.
+  """
+  folder = pathlib.Path(folder)
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    if not (folder / name).is_file():
+      raise UserError(f'tokenizer {str(folder)!r}: {name} is missing; give the folder of a Hugging Face checkpoint')
+  try:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+  except Exception as error:  # the Rust parser raises bare Exceptions
+    raise UserError(f'tokenizer {str(folder)!r} cannot be read: {str(error).splitlines()[0]}') from None
+  if tokenizer.eos_token_id is None:
+    raise UserError(f'tokenizer {str(folder)!r}: no eos_token in tokenizer_config.json; name one')
+  return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+  """Token ids of `text`, nothing added."""
+  return tokenizer.encode(text, add_special_tokens=False)
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assistant: str) -> list[int]:
+  """Ids of system and user message and of the opening of the assistant's turn, through the chat template.
+
+  Raises:
+    UserError: the tokenizer has no chat template.
+  """
+  if not tokenizer.chat_template:
+    raise UserError('the tokenizer has no chat_template; add one to its tokenizer_config.json')
+  messages = [{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]
+  text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+  return encode(tokenizer, text + assistant)

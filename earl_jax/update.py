@@ -1,0 +1,138 @@
+"""The update: state, loss over decisions, and one jitted step over a whole rollout batch."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from earl_jax import losses
+from earl_jax import policy
+from earl_jax.action_space import ActionSpace
+from earl_jax.config import AlgorithmConfig, OptimizerConfig
+from earl_jax.masked import masked_sum
+from earl_jax.model.transformer import ModelConfig
+from earl_jax.rollout import previous_hidden
+from earl_jax.trajectory import Trajectory
+
+
+class TrainState(NamedTuple):
+  """What an update changes. `step` int32[] counts optimizer steps."""
+
+  step: jax.Array
+  params: policy.Params
+  opt_state: Any
+
+
+class Batch(NamedTuple):
+  """A rollout batch ready for the update.
+
+  Attributes:
+    trajectory: [B, T, …].
+    advantages: float32[B].
+    reference_log_probs: float32[B, T], of the reference policy over V alone; zeros where there is no KL term.
+  """
+
+  trajectory: Trajectory
+  advantages: jax.Array
+  reference_log_probs: jax.Array
+
+
+def make_optimizer(config: OptimizerConfig, total: int) -> optax.GradientTransformation:
+  """AdamW after global-norm clipping; `total` optimizer steps in the whole run."""
+  warm, decay = config.warmup, int(total * config.decay)
+  rate = optax.join_schedules(
+      [
+          optax.linear_schedule(0.0 if warm else config.learning_rate, config.learning_rate, max(warm, 1)),
+          optax.constant_schedule(config.learning_rate),
+          optax.linear_schedule(config.learning_rate, 0.0, max(decay, 1)),
+      ],
+      [warm, max(total - decay, warm)],
+  )
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+  )
+
+
+def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -> TrainState:
+  return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def score(params: policy.Params, model: ModelConfig, space: ActionSpace, trajectory: Trajectory) -> policy.Scores:
+  """The policy's scores of recorded decisions, from one forward pass."""
+  hidden = previous_hidden(model, params, trajectory)
+  return policy.score_decisions(params, space, hidden, trajectory.actions, trajectory.language, trajectory.legal)
+
+
+def loss_and_metrics(params, batch: Batch, total, *, model: ModelConfig, space: ActionSpace, config: AlgorithmConfig):
+  """Sum over the rows' decisions, divided by `total`, the decisions of the whole mini-batch.
+
+    clipped surrogate  +  kl * k3(language decisions)  -  entropy * H
+
+  So the gradients of micro-batches add up to that of the mini-batch, however it is split.
+  """
+  trajectory = batch.trajectory
+  scores = score(params, model, space, trajectory)
+  decisions = trajectory.decisions
+  log_ratio = jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0)
+  surrogate = losses.clipped_surrogate(
+      log_ratio, batch.advantages[:, None], config.clip_low, config.clip_high, config.dual_clip
+  )
+  tokens = decisions & (trajectory.actions < space.vocab_size)
+  kl = losses.kl_k3(scores.vocabulary_log_probs, batch.reference_log_probs)
+  mean = lambda x, mask: masked_sum(x, mask) / total  # noqa: E731
+  loss = mean(surrogate, decisions)
+  metrics = {
+      'entropy': mean(scores.entropy, decisions),
+      'clip_fraction': mean(jnp.abs(jnp.expm1(log_ratio)) > config.clip_low, decisions),
+      'approx_kl': mean(jnp.expm1(log_ratio) - log_ratio, decisions),
+  }
+  if config.kl:
+    metrics['kl'] = mean(kl, tokens)
+    loss += config.kl * metrics['kl']
+  loss -= config.entropy * metrics['entropy']
+  return loss, {'loss': loss} | metrics
+
+
+@functools.partial(
+    jax.jit, static_argnames=('optimizer', 'model', 'space', 'config'), donate_argnames=('state', 'batch')
+)
+def update_step(
+    state: TrainState,
+    batch: Batch,
+    order: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    model: ModelConfig,
+    space: ActionSpace,
+    config: AlgorithmConfig,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
+
+  Args:
+    order: int32[mini_batches, micro-batches, rows]: which rows go where.
+
+  Returns:
+    the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
+  """
+  grad = jax.grad(functools.partial(loss_and_metrics, model=model, space=space, config=config), has_aux=True)
+
+  def mini_batch(state: TrainState, order):
+    total = jnp.maximum(jnp.sum(batch.trajectory.decisions[order.reshape(-1)]), 1)
+
+    def micro_batch(sums, rows):
+      return jax.tree.map(jnp.add, sums, grad(state.params, jax.tree.map(lambda x: x[rows], batch), total)), None
+
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(grad, state.params, jax.tree.map(lambda x: x[order[0]], batch), total),
+    )
+    (grads, metrics), _ = jax.lax.scan(micro_batch, zeros, order)
+    metrics['gradient_norm'] = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+  state, metrics = jax.lax.scan(mini_batch, state, order)
+  return state, jax.tree.map(jnp.mean, metrics)
