@@ -19,6 +19,8 @@ def group_advantages(rewards: jax.Array, kind: str = 'grpo') -> jax.Array:
     float32[G, n].
   """
   n = rewards.shape[1]
+  # Seen from the first one, equal rewards are exactly 0; their mean may round, and the tiny std would magnify that.
+  rewards = rewards - rewards[:, :1]
   centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
   if kind == 'grpo':
     return centred / (jnp.std(rewards, axis=1, ddof=1, keepdims=True) + 1e-6)
