@@ -1,4 +1,4 @@
-"""A tiny random policy on real tasks, and a slow reference episode in plain Python: what the tests of the core share."""
+"""A tiny random policy on real tasks, and a slow reference episode in plain Python: what tests of the core share."""
 
 from collections.abc import Callable
 import copy
@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax import config as config_lib
-from earl_jax import policy
-from earl_jax import sharding
+from earl_jax import policy, sharding
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.counterfactual import choose_positions
 from earl_jax.embedded import build

@@ -1,6 +1,7 @@
 import statistics
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 import jax.numpy as jnp
 import numpy as np

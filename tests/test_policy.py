@@ -3,7 +3,8 @@
 import re
 
 import chex
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ WORDS = {' compare': 1, ' swap': 2, ' A': 3, ' B': 4, ' is': 5, ' even': 6}
 def make_space():
   encode = lambda text: [WORDS[w] for w in re.findall(r' \w+', text)]  # noqa: E731
   even = ActionSpec(' is even', init_token=1)
-  specs = EnvironmentSpec('compare', ActionSpec(' compare'), ITEMS), EnvironmentSpec('swap', ActionSpec(' swap'), ITEMS + (even,))
-  return ActionSpace(V, specs, encode)
+  compare = EnvironmentSpec('compare', ActionSpec(' compare'), ITEMS)
+  swap = EnvironmentSpec('swap', ActionSpec(' swap'), (*ITEMS, even))
+  return ActionSpace(V, [compare, swap], encode)
 
 
 SPACE = make_space()

@@ -1,4 +1,4 @@
-"""The update: its loss against a slow one, splits of a mini-batch, what gradients flow through, what it keeps in memory."""
+"""The update: its loss against a slow one, splits of a mini-batch, what gradients flow through, what memory holds."""
 
 import dataclasses
 import functools
@@ -41,7 +41,8 @@ def mixed():
   trajectory = jax.tree.map(
       lambda a, b: np.where(take.reshape(-1, *[1] * (a.ndim - 1)), a, b), core.rolled_out(), rewritten
   )
-  return Batch(trajectory, np.linspace(-1, 1.4, ROWS).astype(np.float32), score()(core.params(5), trajectory).vocabulary_log_probs)
+  reference = score()(core.params(5), trajectory).vocabulary_log_probs
+  return Batch(trajectory, np.linspace(-1, 1.4, ROWS).astype(np.float32), reference)
 
 
 def drifted():
@@ -204,9 +205,8 @@ def test_no_array_of_all_logits():
   lowered = update.update_step.lower(
       state, jax.tree.map(jnp.array, mixed()), order, optimizer=sgd(), model=core.MODEL, space=space(), config=CONFIG
   )
-  shapes = {
-      tuple(map(int, dims.split(','))) for dims in re.findall(r'\bf(?:16|32|64)\[([\d,]+)\]', lowered.compile().as_text())
-  }
+  found = re.findall(r'\bf(?:16|32|64)\[([\d,]+)\]', lowered.compile().as_text())
+  shapes = {tuple(map(int, dims.split(','))) for dims in found}
   logits = {vocab, space().size}
   assert any(set(shape) & logits for shape in shapes), 'the logits of a chunk should be seen'
   widest = max(np.prod(shape) for shape in shapes if set(shape) & logits)

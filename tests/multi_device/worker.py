@@ -1,0 +1,67 @@
+"""Run in a process of eight virtual devices: one collect and one update on every mesh, written to the folder given.
+
+  python -m tests.multi_device.worker FOLDER
+"""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from earl_jax import sharding, update
+from earl_jax.collect import collect
+from earl_jax.config import MeshConfig
+from earl_jax.counterfactual import Interventions
+from tests import core_fixtures as core
+
+MESHES = {'8x1x1': (8, 1, 1), '2x2x2': (2, 2, 2), '1x4x2': (1, 4, 2)}
+STEP = 1  # one at which CPO picks an environment that tasks offer
+
+
+def names(tree):
+  return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def run(mesh, folder):
+  experiment = core.experiment(mesh, counterfactual=True, fraction=0.5, entropy=0.02, kl=0.05)
+  optimizer = optax.adam(1e-3, eps=1e-3)  # such that a gradient of nearly 0 does not become a step of full length
+  initialise = functools.partial(update.init_state, optimizer=optimizer)
+  shardings = sharding.tree_shardings(mesh, jax.eval_shape(initialise, core.params(1)))
+  state = jax.device_put(initialise(jax.tree.map(jnp.copy, core.params(1))), shardings)  # the update donates it
+  before = {name: leaf.sharding.shard_shape(leaf.shape) for name, leaf in names(state.params).items()}
+
+  experience = collect(experiment, state.params, 0, STEP, Interventions.initial(len(core.NAMES)))
+  trajectory, factual = jax.device_get((experience.trajectory, experience.factual))
+  rows = len(experience.advantages)
+  # The random policy hardly earns rewards: advantages are made up, so that gradients are not all 0.
+  made_up = np.linspace(-1, 1.4, rows, dtype=np.float32), np.zeros(trajectory.tokens.shape, np.float32)
+  made_up = jax.device_put(made_up, sharding.by_row(mesh))
+  order = np.random.default_rng(0).permutation(rows).reshape(2, -1, 8).astype(np.int32)
+  state, metrics = update.update_step(
+      state, update.Batch(experience.trajectory, *made_up), order, optimizer=optimizer, model=core.MODEL,
+      space=experiment.interface.space, config=experiment.config.algorithm,
+  )
+  arrays = {'trajectory' + k: v for k, v in names(trajectory).items()}
+  arrays |= {'factual' + k: v for k, v in names(factual).items()}
+  arrays |= {'params' + k: np.asarray(v) for k, v in names(state.params).items()}
+  arrays |= {'metrics' + k: np.asarray(v) for k, v in names(metrics).items()}
+  np.savez(folder.with_suffix('.npz'), **arrays, advantages=experience.advantages)
+  pairs = zip(names(state).items(), jax.tree.leaves(shardings))
+  folder.with_suffix('.json').write_text(json.dumps({
+      'shards': before,
+      'moved': [name for (name, leaf), wanted in pairs if not leaf.sharding.is_equivalent_to(wanted, leaf.ndim)],
+      'rewritten': experience.metrics['counterfactual/rewritten'],
+      'row_shards': str(experience.factual.tokens.sharding.shard_shape(experience.factual.tokens.shape)),
+  }))
+
+
+if __name__ == '__main__':
+  out = pathlib.Path(sys.argv[1])
+  run(core.one_device(), out / '1x1x1')
+  for label, shape in MESHES.items():
+    run(sharding.make_mesh(MeshConfig(*shape)), out / label)
