@@ -51,6 +51,18 @@ def encode_action(encode: Encode, spec: ActionSpec) -> list[int]:
   return tokens
 
 
+def _require_distinct(spec: EnvironmentSpec, first: dict[ActionSpec, int]) -> None:
+  """Actions whose rows start alike would start equally likely: the model's knowledge could not tell them apart."""
+  seen = {}
+  for action in spec.actions:
+    other = seen.setdefault(first[action], action)
+    if other != action:
+      raise UserError(
+          f'environment {spec.name!r}: the tokenizer splits {other.description!r} and {action.description!r} so that both '
+          'rows start from one token; use a tokenizer that has them whole, or another init_token'
+      )
+
+
 class ActionSpace:
   """Id layout and description tables of the action space of one task.
 
@@ -77,6 +89,9 @@ class ActionSpace:
         np.array([index[action] for action in spec.actions], np.int32) for spec in self.specs
     )
     tokens = [encode_action(encode, action) for action in self.actions]
+    first = {action: t[action.init_token] for action, t in zip(self.actions, tokens)}
+    for spec in self.specs:
+      _require_distinct(spec, first)
     width = max(map(len, tokens), default=1)
     self.descriptions = np.array([t + [0] * (width - len(t)) for t in tokens], np.int32).reshape(-1, width)
     self.description_lengths = np.array([len(t) for t in tokens], np.int32)

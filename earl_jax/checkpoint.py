@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from earl_jax.config import UserError
 
-__all__ = ['Checkpointer', 'claim_workdir', 'write_atomically']
+__all__ = ['abstract', 'Checkpointer', 'claim_workdir', 'write_atomically']
 
 PyTree = Any
 Meta = dict[str, Any]  # what JSON can hold
@@ -148,6 +148,11 @@ class Checkpointer:
     if _checksum(restored.state, meta) != restored.meta['checksum']:
       raise ValueError('checksum differs: damaged data, or other dtypes than were saved')
     return restored.state, meta
+
+
+def abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
+  """What `Checkpointer.restore` takes: arrays or their shapes, and a sharding for each."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def _checksum(state: PyTree, meta: Meta) -> list[int]:

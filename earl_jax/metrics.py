@@ -19,7 +19,7 @@ __all__ = ['MetricsWriter', 'Progress', 'write_samples']
 
 # metric -> how the progress line shows it, in this order; metrics that are not given are left out
 SHOWN = {
-    'stage': '{}',
+    'stage': 'stage {}',
     'reward': 'reward {:.3f}',
     'exact': 'exact {:.3f}',
     'comparisons': 'comparisons {:.2f}',

@@ -1,0 +1,139 @@
+"""What the entry points share: flags, errors that a user can mend, and the set-up of JAX."""
+
+from collections.abc import Callable, Iterator, Sequence
+import math
+import os
+import pathlib
+import sys
+import traceback
+import warnings
+
+# Read by transformers when it is imported, later than this module: no word about a PyTorch that nobody needs.
+os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+
+from absl import flags, logging  # noqa: E402
+import jax  # noqa: E402
+
+from earl_jax import config as config_lib  # noqa: E402
+from earl_jax.config import Config, UserError  # noqa: E402
+
+__all__ = ['prepare_jax', 'run']
+
+
+def run(
+    main: Callable[[flags.FlagValues], None],
+    define_flags: Callable[[flags.FlagValues, list[str]], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+  """Runs an entry point and gives its exit status: 0, or 2 after one line that says what the user can mend.
+
+  Args:
+    main: takes the parsed flags.
+    define_flags: adds the program's flags to the FlagValues it gets; the list is `argv`.
+    argv: program name and arguments; those of the process by default.
+  """
+  logging.set_verbosity(logging.WARNING)
+  argv = list(sys.argv if argv is None else argv)
+  values = flags.FlagValues()
+  define_flags(values, argv)
+  flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
+  try:
+    if {'--help', '-help', '-h'} & set(argv[1:]):
+      print(f'{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}')
+      return 0
+    _parse(values, argv)
+    main(values)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+  """Parses `argv` into `values`.
+
+  Raises:
+    UserError: an unknown argument or field, a value of the wrong type, a config file that fails.
+  """
+  for argument in argv[1:]:
+    _check_field(argument)
+  try:
+    rest = values(argv)[1:]
+  except Exception as error:  # a config file is a program: it can raise anything
+    raise UserError(_describe(error, argv)) from None
+  if rest:
+    raise UserError(f'{rest[0]!r}: unexpected argument; write flags as --name=value, see --help')
+
+
+def _check_field(argument: str) -> None:
+  """Raises UserError if `argument` sets a config field that does not exist."""
+  flag = argument.partition('=')[0]
+  if not flag.lstrip('-').startswith('config.'):
+    return
+  node, where = config_lib.default_config(), 'config'
+  for name in flag.split('.')[1:]:
+    name = name.partition('[')[0]
+    if not hasattr(node, 'keys') or name not in node:
+      known = f'{where} has the fields {", ".join(node)}' if hasattr(node, 'keys') else f'{where} has no fields'
+      raise UserError(f'{argument}: no field {name!r}; {known}')
+    node, where = node[name], f'{where}.{name}'
+
+
+def _describe(error: BaseException, argv: list[str]) -> str:
+  """What went wrong while the flags were parsed, with the line of the user's config file if it began there."""
+  flag = next((a for a in argv if a.lstrip('-').startswith('config=')), '')
+  path = flag.partition('=')[2].partition(':')[0]
+  if isinstance(error, OSError):
+    return f'{flag}: no such file; give the path of a config file'
+  for cause in _causes(error):
+    if isinstance(cause, SyntaxError):
+      return f'{cause.filename}, line {cause.lineno}: {(cause.text or "").strip()}: {cause.msg}'
+    frames = traceback.extract_tb(cause.__traceback__)
+    inside = [frame for frame in frames if path and os.path.abspath(frame.filename) == os.path.abspath(path)]
+    if inside:
+      return f'{path}, line {inside[-1].lineno}: {inside[-1].line}: {_one_line(cause)}'
+  return _one_line(error) if isinstance(error, flags.Error) else f'{flag}: {_one_line(error)}'
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+  """`error` and what it came from, the first cause first."""
+  if error is not None:
+    yield from _causes(error.__cause__ or error.__context__)
+    yield error
+
+
+def _one_line(error: BaseException) -> str:
+  text = ' '.join(str(error).split())
+  return text if isinstance(error, (flags.Error, UserError)) else f'{type(error).__name__}: {text}'
+
+
+def prepare_jax(config: Config) -> None:
+  """Sets JAX up for a run. Has an effect only before JAX is first used.
+
+  - On a CPU, one single-threaded device per core (as many as share out the rows of `config` evenly): twice as fast on
+    two cores as one device with two threads. XLA_FLAGS in the environment is left alone.
+  - Compiled programs are kept in the user's cache folder, so that a second start is fast. JAX_COMPILATION_CACHE_DIR
+    chooses another place.
+  """
+  # The update donates its batch to free the memory. Nothing it returns has that shape, and JAX warns of it.
+  warnings.filterwarnings('ignore', message='Some donated buffers were not usable')
+  if 'XLA_FLAGS' not in os.environ:
+    os.environ['XLA_FLAGS'] = (
+        f'--xla_force_host_platform_device_count={_host_devices(config)} --xla_cpu_multi_thread_eigen=false'
+    )
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    jax.config.update('jax_compilation_cache_dir', str(cache / 'earl_jax' / 'jax'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)  # small programs are many
+
+
+def _host_devices(config: Config) -> int:
+  """How many CPU devices the mesh of `config` takes: as many as there are cores, if it leaves that open."""
+  sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  fixed = math.prod(size for size in sizes if size > 0)
+  if -1 not in sizes:
+    return fixed
+  rows = math.gcd(config.rollout.prompts, config.rollout.chunk, config.algorithm.micro_batch)
+  tensor = max(config.mesh.tensor, 1)
+  counts = [n for n in range(fixed, (os.cpu_count() or 1) + 1, fixed) if rows % max(n // tensor, 1) == 0]
+  return max(counts, default=fixed)

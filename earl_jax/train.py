@@ -1,0 +1,261 @@
+"""Trains a policy.
+
+  python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4 [--config.seed=1 ...]
+
+The same command resumes a run that was stopped or killed, as if nothing had happened. SIGTERM and Ctrl-C save a
+checkpoint after the step in progress and exit with status 0; a second one ends at once. Exit status 2: something in the
+command or the config has to be mended, and one line says what.
+
+The workdir holds config.json and versions.json (what the run is), metrics.jsonl and TensorBoard events, samples/,
+checkpoints/ and, at the end, evaluation.json.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+from absl import flags
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import ml_collections
+from ml_collections import config_flags
+import numpy as np
+
+from earl_jax import checkpoint, cli, evaluate, policy, sharding, update
+from earl_jax import config as config_lib
+from earl_jax import metrics as metrics_lib
+from earl_jax.action_space import ActionSpace
+from earl_jax.collect import collect
+from earl_jax.config import Config, UserError
+from earl_jax.counterfactual import Interventions
+from earl_jax.experiment import Experiment, set_up
+from earl_jax.model.transformer import ModelConfig
+from earl_jax.trajectory import Trajectory
+
+__all__ = ['train']
+
+# What a resumed run may change: how long it goes on, what it reports, which devices it runs on.
+CHANGEABLE = (
+    'steps', 'stop_at_solved', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts', 'mesh',
+)
+SAMPLES = 8  # trajectories written out at a time
+
+
+class Curriculum(NamedTuple):
+  """Where the run stands in its curriculum.
+
+  Attributes:
+    stage: index into config.curriculum.
+    history: exact match per task label in the last `config.window` batches of this stage.
+  """
+
+  stage: int = 0
+  history: tuple[dict[str, float], ...] = ()
+
+  def after(self, experiment: Experiment, exact: dict[str, float]) -> 'Curriculum':
+    """After a batch with exact match `exact`: the next stage once every task of this one is mastered."""
+    config = experiment.config
+    history = (*self.history, exact)[-config.window:]
+    labels = [task.label for task, _ in experiment.stages[self.stage]]
+    means = [np.mean([e[label] for e in history if label in e] or [0.0]) for label in labels]
+    mastered = len(history) == config.window and min(means) >= config.curriculum[self.stage].until
+    if mastered and self.stage + 1 < len(experiment.stages):
+      return Curriculum(self.stage + 1)
+    return Curriculum(self.stage, history)
+
+
+class StopSignal:
+  """Turns SIGTERM and SIGINT into a wish to stop, to be granted after the step in progress.
+
+  The signal's former meaning returns with the first one, so that a second ends the program at once. In a run of
+  several processes JAX passes a SIGTERM on and names the step after which all stop.
+  """
+
+  def __init__(self):
+    self._received, self._former = None, {}
+
+  def __enter__(self):
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    while self._former:
+      signal.signal(*self._former.popitem())
+
+  def _receive(self, number, frame):
+    del frame
+    self._received = signal.Signals(number).name
+    print(f'\n{self._received}: saving after this step', file=sys.stderr, flush=True)
+    self.__exit__()
+
+  def reached(self, step: int) -> bool:
+    """Whether to stop now that `step` steps are done."""
+    return self._received is not None or multihost_utils.reached_preemption_sync_point(step)
+
+
+def row_order(config: Config, step: int) -> np.ndarray:
+  """int32[mini-batches, micro-batches, rows]: a random split of the prompts, then of each mini-batch's rows."""
+  group, minis, micro = config.rollout.group, config.algorithm.mini_batches, config.algorithm.micro_batch
+  rng = np.random.default_rng([config.seed, 3, step])
+  rows = rng.permutation(config.rollout.prompts)[:, None] * group + np.arange(group)
+  return np.stack([rng.permutation(r).reshape(-1, micro) for r in rows.reshape(minis, -1)]).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch'))
+def reference_log_probs(
+    reference: policy.Params, trajectory: Trajectory, *, model: ModelConfig, space: ActionSpace, micro_batch: int
+) -> jax.Array:
+  """float32[B, T]: log-probabilities of the reference policy over V alone, `micro_batch` rows at a time."""
+  # Micro-batch i holds rows i, i + N/m, …: every device scores rows that it has.
+  split = jax.tree.map(lambda x: x.reshape(micro_batch, -1, *x.shape[1:]).swapaxes(0, 1), trajectory)
+  scores = jax.lax.map(lambda t: update.score(reference, model, space, t).vocabulary_log_probs, split)
+  return scores.swapaxes(0, 1).reshape(trajectory.tokens.shape)
+
+
+def rng_state(config: Config, step: int) -> list[int]:
+  """The random key of the next step. All randomness follows from (seed, step): it is saved to be checked."""
+  return jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), step)).tolist()
+
+
+def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, update.TrainState]:
+  """Trains, or goes on training, the run in `workdir`, until the end, until it is solved, or until a signal.
+
+  Args:
+    config: what `config.parse` returns. A resumed run may change the fields in `CHANGEABLE`.
+    workdir: created if need be.
+
+  Returns:
+    the experiment and the final state.
+
+  Raises:
+    UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
+  """
+  experiment, params = set_up(config)
+  settings = dict(model=experiment.model, space=experiment.interface.space)
+  checkpoint.claim_workdir(workdir, dataclasses.asdict(config), experiment.environment_versions, CHANGEABLE)
+  optimizer = update.make_optimizer(config.optimizer, config.steps * config.algorithm.mini_batches)
+  reference = jax.tree.map(jnp.copy, params) if config.algorithm.kl else None
+  initialise = functools.partial(update.init_state, optimizer=optimizer)
+  shapes = jax.eval_shape(initialise, params)
+  shardings = sharding.tree_shardings(experiment.mesh, shapes)
+  by_row = sharding.by_row(experiment.mesh)
+  goal = [task for task, _ in experiment.stages[-1]]
+
+  with checkpoint.Checkpointer(workdir) as checkpointer, StopSignal() as stop:
+    restored = checkpointer.restore(checkpoint.abstract(shapes, shardings))
+    if restored is None:
+      step, state, solved = 0, jax.device_put(initialise(params), shardings), False
+      curriculum = Curriculum()
+      interventions = Interventions.initial(experiment.interface.space.num_environments)
+    else:
+      step, state, meta = restored
+      if meta['rng'] != rng_state(config, step):
+        raise UserError(f'{workdir}: its random keys are of another kind; resume with the same JAX_DEFAULT_PRNG_IMPL')
+      curriculum, solved = Curriculum(meta['stage'], tuple(meta['history'])), meta['solved']
+      interventions = Interventions(np.array(meta['gains']))
+    del params, restored  # the first update donates their buffers
+
+    def save():
+      checkpointer.save(step, state, dict(
+          stage=curriculum.stage, history=curriculum.history, gains=interventions.gains.tolist(), solved=solved,
+          rng=rng_state(config, step),
+      ))
+
+    stopped = False
+    with metrics_lib.MetricsWriter(workdir, config.steps, step) as writer:
+      while step < config.steps and not stopped and not (solved and config.stop_at_solved):
+        began = time.monotonic()
+        experience = collect(experiment, state.params, curriculum.stage, step, interventions)
+        interventions = experience.interventions
+        metrics = {'stage': curriculum.stage} | experience.metrics
+        if step % config.sample_every == 0:
+          rows = range(0, len(experience.advantages), max(1, len(experience.advantages) // SAMPLES))
+          metrics_lib.write_samples(workdir, step, [experiment.render(experience.factual, row) for row in rows])
+
+        if reference is None:
+          reference_scores = np.zeros(experience.trajectory.tokens.shape, np.float32)
+        else:
+          reference_scores = reference_log_probs(
+              reference, experience.trajectory, micro_batch=config.algorithm.micro_batch, **settings
+          )
+        batch = update.Batch(
+            experience.trajectory, *jax.device_put((experience.advantages, reference_scores), by_row)
+        )
+        state, update_metrics = update.update_step(
+            state, batch, row_order(config, step), optimizer=optimizer, config=config.algorithm, **settings
+        )
+        metrics |= jax.device_get(update_metrics)
+        metrics['seconds'] = time.monotonic() - began
+        metrics['tokens_per_second'] = metrics['tokens'] / metrics['seconds']
+
+        step += 1
+        curriculum = curriculum.after(experiment, experience.exact)
+        if step % config.evaluate_every == 0:
+          results = evaluate.evaluate_policy(experiment, state.params, goal, samples=config.evaluation_prompts)
+          metrics |= {
+              f'eval/{label}/{"exact" if name == "exact_match" else name}': result[name]
+              for label, result in results.items()
+              for name in ('exact_match', 'certified', 'comparisons', 'swaps') if name in result
+          }
+          perfect = all(r['exact_match'] == 1 and r.get('certified', 1) == 1 for r in results.values())
+          solved = perfect and curriculum.stage + 1 == len(experiment.stages)
+        writer.write(step - 1, metrics)
+        stopped = stop.reached(step)
+        if stopped or step % config.checkpoint_every == 0:
+          save()
+      save()
+
+  if jax.process_index() == 0 and stopped:
+    print(f'stopped, {step} of {config.steps} steps saved in {workdir}; the same command goes on from there')
+  elif not stopped:
+    results = evaluate.evaluate_policy(experiment, state.params, goal, samples=config.evaluation_prompts)
+    evaluate.add_baselines(experiment, goal, results, config.evaluation_prompts)
+    for result in results.values():
+      result['step'] = step
+    evaluate.write(workdir, goal, results)
+    if jax.process_index() == 0:
+      print(f'{workdir}, after {step} steps\n{evaluate.table(results)}')
+  return experiment, state
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config file. Any field of it can be set: --config.optimizer.learning_rate=1e-4.',
+      flag_values=values, sys_argv=argv,
+  )
+  flags.DEFINE_string(
+      'workdir', None, 'Folder of the run, new or to be resumed; runs/<name of the config file> by default.',
+      flag_values=values,
+  )
+  flags.DEFINE_bool(
+      'distributed', False, 'Join the other processes of this job first. Slurm, Open MPI, Kubernetes and TPU pods are '
+      'recognised; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.', flag_values=values,
+  )
+
+
+def main(values: flags.FlagValues) -> None:
+  if not values['config'].present:
+    raise UserError('--config is missing; give a config file, such as --config=configs/sort4.py')
+  path = pathlib.Path(config_flags.get_config_filename(values['config']).partition(':')[0])
+  if not path.is_file():
+    raise UserError(f'--config={path}: no such file; give the path of a config file')
+  if not isinstance(values.config, ml_collections.ConfigDict):
+    raise UserError(f'--config={path}: get_config() returned no ConfigDict; return earl_jax.config.default_config()')
+  config = config_lib.parse(values.config)
+  cli.prepare_jax(config)
+  if values.distributed:
+    count, index = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
+    jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
+  train(config, pathlib.Path(values.workdir or pathlib.Path('runs', path.stem)))
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, define_flags))

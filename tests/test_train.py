@@ -1,0 +1,278 @@
+"""Training runs: end to end, resumed, stopped, killed, damaged."""
+
+import dataclasses
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import time
+import types
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from earl_jax import collect, train, update
+from earl_jax.config import UserError
+from earl_jax.counterfactual import Interventions
+from earl_jax.experiment import set_up
+from tests.runs import tiny
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return tiny.write_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='module')
+def config(model):
+  return tiny.parsed(model)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(config):
+  """Programs are compiled for an interface and an optimizer: all runs here share theirs, and so the programs."""
+  shared, _ = set_up(config)
+
+  def cheap_set_up(config):
+    experiment, params = set_up(config)
+    return dataclasses.replace(experiment, interface=shared.interface), params
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, 'set_up', cheap_set_up)
+    patch.setattr(update, 'make_optimizer', functools.cache(update.make_optimizer))
+    yield
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory):
+  """Workdir and final state of an uninterrupted run."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, train.train(config, workdir)[1]
+
+
+def assert_same_run(workdir, state, whole):
+  assert tiny.read_metrics(workdir) == tiny.read_metrics(whole[0])
+  if state is not None:
+    chex.assert_trees_all_equal(state, whole[1])
+  assert (workdir / 'evaluation.json').read_text() == (whole[0] / 'evaluation.json').read_text()
+
+
+def test_end_to_end(config, whole, capsys):
+  workdir, state = whole
+  lines = tiny.read_metrics(workdir)
+  assert [line['step'] for line in lines] == [0, 1, 2, 3, 4]
+  assert [line['stage'] for line in lines] == [0, 0, 1, 1, 1]
+  assert {'reward', 'exact/sort2', 'tokens', 'entropy', 'loss', 'gradient_norm', 'counterfactual/gain'} <= set(lines[0])
+  evaluated = {f'eval/{label}/{name}' for label in ('sort2', 'sort3') for name in ('exact', 'certified', 'swaps')}
+  assert [evaluated <= set(line) for line in lines] == [False, True, False, True, False]
+  timed = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[0])
+  assert timed['tokens_per_second'] == timed['tokens'] / timed['seconds']
+  assert sorted(path.name for path in (workdir / 'samples').iterdir()) == [
+      'step_000000.txt', 'step_000002.txt', 'step_000004.txt'
+  ]
+  assert 'Let me solve this step by step.' in (workdir / 'samples' / 'step_000000.txt').read_text()
+  assert tiny.checkpoints(workdir) == [2, 4, 5]
+  assert state.step == 10  # two mini-batches a step
+  assert json.loads((workdir / 'config.json').read_text())['optimizer']['learning_rate'] == 0.01
+  assert json.loads((workdir / 'versions.json').read_text()) == {'compare': 1, 'swap': 1}
+  assert set(json.loads((workdir / 'evaluation.json').read_text())['sort']) == {'2', '3'}
+
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  _, again = train.train(config, workdir)  # nothing is left to do
+  chex.assert_trees_all_equal(again, state)
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+  assert 'after 5 steps' in capsys.readouterr().out
+
+
+def test_parameters_move(config, whole):
+  """Otherwise the tests of resuming would compare nothing."""
+  _, params = set_up(config)
+  moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), params, whole[1].params)
+  assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize('stops', [(1,), (3,), (2, 4)])
+def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, stops):
+  for stop in stops:
+    with monkeypatch.context() as patch:
+      patch.setattr(train.StopSignal, 'reached', lambda self, step, stop=stop: step == stop)
+      train.train(config, tmp_path)
+    assert tiny.checkpoints(tmp_path)[-1] == stop
+    assert not (tmp_path / 'evaluation.json').exists()
+  _, state = train.train(config, tmp_path)
+  assert_same_run(tmp_path, state, whole)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves(config, whole, tmp_path, monkeypatch, capsys, number):
+  def interrupted(*args):
+    os.kill(os.getpid(), number)
+    return collect.collect(*args)
+
+  former = signal.getsignal(number)
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'collect', interrupted)
+    train.train(config, tmp_path)
+  assert signal.getsignal(number) is former
+  assert tiny.checkpoints(tmp_path) == [1]
+  out, err = capsys.readouterr()
+  assert 'stopped, 1 of 5 steps saved' in out and f'{number.name}: saving after this step' in err
+  assert_same_run(tmp_path, train.train(config, tmp_path)[1], whole)
+
+
+def test_damaged_newest_checkpoint(config, whole, tmp_path, caplog):
+  shutil.copytree(whole[0], tmp_path / 'run')
+  folder = tmp_path / 'run' / 'checkpoints' / '5'
+  largest = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  os.truncate(largest, largest.stat().st_size // 2)
+  _, state = train.train(config, tmp_path / 'run')
+  assert 'step 5 is unreadable' in caplog.text and 'using step 4' in caplog.text
+  assert_same_run(tmp_path / 'run', state, whole)
+
+
+def test_other_config_changes_nothing(config, whole):
+  before = (whole[0] / 'metrics.jsonl').read_bytes()
+  with pytest.raises(UserError, match='seed was 0 in this workdir and is 1 now'):
+    train.train(dataclasses.replace(config, seed=1), whole[0])
+  assert (whole[0] / 'metrics.jsonl').read_bytes() == before
+
+
+def test_run_can_be_extended(config, whole, tmp_path):
+  train.train(dataclasses.replace(config, steps=3), tmp_path)
+  assert_same_run(tmp_path, train.train(config, tmp_path)[1], whole)
+
+
+def test_stops_when_solved(config, tmp_path, monkeypatch):
+  perfect = {label: {'exact_match': 1.0, 'certified': 1.0, 'count': 4} for label in ('sort2', 'sort3')}
+  monkeypatch.setattr(train.evaluate, 'evaluate_policy', lambda *args, **kwargs: json.loads(json.dumps(perfect)))
+  config = dataclasses.replace(config, stop_at_solved=True)
+  train.train(config, tmp_path)
+  done = len(tiny.read_metrics(tmp_path))
+  assert done == 2  # the last stage has just been reached when the first evaluation comes
+  train.train(config, tmp_path)
+  assert len(tiny.read_metrics(tmp_path)) == done
+  train.train(dataclasses.replace(config, stop_at_solved=False), tmp_path)
+  assert len(tiny.read_metrics(tmp_path)) == 5
+
+
+@pytest.mark.parametrize('lacking', ['exact_match', 'certified'])
+def test_goes_on_until_solved(config, tmp_path, monkeypatch, lacking):
+  perfect = {'exact_match': 1.0, 'certified': 1.0, 'count': 4}
+  results = {'sort2': perfect, 'sort3': perfect | {lacking: 0.9}}
+  monkeypatch.setattr(train.evaluate, 'evaluate_policy', lambda *args, **kwargs: json.loads(json.dumps(results)))
+  train.train(dataclasses.replace(config, stop_at_solved=True, evaluate_every=1), tmp_path)
+  assert len(tiny.read_metrics(tmp_path)) == 5
+
+
+def test_no_compilation_after_warm_up(config, tmp_path, monkeypatch):
+  """Of the large programs; by then every kind of step has occurred: both stages, rewrites, evaluation, checkpoint."""
+  compiled, seen = [], []
+  record = lambda name, duration, **info: compiled.append(info.get('fun_name', ''))  # noqa: E731
+  jax.monitoring.register_event_duration_secs_listener(record)
+  monkeypatch.setattr(train.metrics_lib.MetricsWriter, 'write', lambda self, step, metrics: seen.append(len(compiled)))
+  jax.clear_caches()
+  train.train(dataclasses.replace(config, steps=8), tmp_path)
+  jax.monitoring.unregister_event_duration_listener(record)
+  large = ('rollout', 'update_step', 'choose_positions', '_replace_rows', '_take_rows', '_sum_bits')
+  count = lambda names: sum(any(name in n for name in large) for n in names)  # noqa: E731
+  assert count(compiled[: seen[0]]) >= 6
+  late = [name for name in compiled[seen[3]:] if any(n in name for n in large)]
+  assert not late
+
+
+def test_reference_scores_and_kl(model, tmp_path):
+  config = tiny.parsed(model, **{'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'steps': 2})
+  experiment, params = set_up(config)
+  experience = collect.collect(experiment, params, 0, 0, Interventions.initial(2))
+  settings = dict(model=experiment.model, space=experiment.interface.space)
+  scores = update.score(params, trajectory=experience.trajectory, **settings)
+  got = train.reference_log_probs(params, experience.trajectory, micro_batch=4, **settings)
+  np.testing.assert_allclose(got, scores.vocabulary_log_probs, atol=1e-5)
+  # what the sampler recorded is what the trainer computes
+  np.testing.assert_allclose(scores.log_probs, experience.trajectory.log_probs, atol=1e-4)
+
+  train.train(config, tmp_path)
+  first, second = (line['kl'] for line in tiny.read_metrics(tmp_path))
+  assert abs(first) < 1e-6 < second
+
+
+def test_row_order(config):
+  config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompts=8))
+  rows = train.row_order(config, 3)
+  assert rows.shape == (2, 4, 4)
+  assert sorted(rows.reshape(-1)) == list(range(32))
+  assert not set(rows[0].reshape(-1) // 4) & set(rows[1].reshape(-1) // 4)  # groups stay together
+  assert (rows != train.row_order(config, 4)).any()
+
+
+def make_curriculum(until, window):
+  labels = lambda *names: tuple((types.SimpleNamespace(label=name), 1.0) for name in names)  # noqa: E731
+  stages = (labels('a'), labels('a', 'b'))
+  config = types.SimpleNamespace(window=window, curriculum=[types.SimpleNamespace(until=until)] * 2)
+  return types.SimpleNamespace(config=config, stages=stages)
+
+
+def test_curriculum():
+  experiment = make_curriculum(until=0.7, window=2)
+  curriculum = train.Curriculum()
+  for exact, stage in [(1.0, 0), (0.2, 0), (0.9, 0), (0.5, 1)]:
+    curriculum = curriculum.after(experiment, {'a': exact})
+    assert curriculum.stage == stage, exact
+  assert curriculum == train.Curriculum(1)  # a new stage begins with no history
+  for _ in range(3):
+    curriculum = curriculum.after(experiment, {'a': 1.0, 'b': 1.0})
+  assert curriculum.stage == 1 and len(curriculum.history) == 2  # the last stage lasts
+
+
+def test_a_task_that_did_not_occur_is_not_mastered():
+  experiment = make_curriculum(until=0.7, window=1)
+  experiment.stages = experiment.stages[::-1]
+  assert train.Curriculum().after(experiment, {'a': 1.0}).stage == 0
+  assert train.Curriculum().after(experiment, {'a': 1.0, 'b': 0.7}).stage == 1
+
+
+def wait_for_steps(child, workdir, count, limit=120):
+  """Returns once `count` lines of metrics are written."""
+  path, until = workdir / 'metrics.jsonl', time.monotonic() + limit
+  while not path.exists() or path.read_text().count('\n') < count:
+    assert child.poll() is None and time.monotonic() < until, child.communicate()
+    time.sleep(0.02)
+
+
+def test_processes_killed_and_terminated(config, whole, tmp_path):
+  arguments = (f'--config={tiny.PATH}:{config.model}', f'--workdir={tmp_path}')
+  child = tiny.start('train', *arguments)
+  wait_for_steps(child, tmp_path, 3)
+  child.kill()
+  child.communicate()
+  child = tiny.start('train', *arguments)
+  wait_for_steps(child, tmp_path, 4)
+  child.terminate()
+  _, err = child.communicate()
+  assert child.returncode == 0
+  noise = [line for line in err.splitlines() if line and not line.startswith(('step ', 'SIGTERM: '))]
+  assert not noise
+  child = tiny.start('train', *arguments)
+  out, _ = child.communicate()
+  assert child.returncode == 0 and 'after 5 steps' in out
+  assert_same_run(tmp_path, None, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(5))
+def test_killed_at_a_random_moment(config, whole, tmp_path, seed):
+  arguments = (f'--config={tiny.PATH}:{config.model}', f'--workdir={tmp_path}')
+  child = tiny.start('train', *arguments)
+  rng = random.Random(seed)
+  wait_for_steps(child, tmp_path, rng.randrange(4))
+  time.sleep(rng.random() * 0.5)
+  child.kill()
+  child.communicate()
+  child = tiny.start('train', *arguments)
+  out, err = child.communicate()
+  assert child.returncode == 0, err
+  assert_same_run(tmp_path, None, whole)
