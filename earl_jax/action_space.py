@@ -58,7 +58,7 @@ def _require_distinct(spec: EnvironmentSpec, first: dict[ActionSpec, int]) -> No
     other = seen.setdefault(first[action], action)
     if other != action:
       raise UserError(
-          f'environment {spec.name!r}: the tokenizer splits {other.description!r} and {action.description!r} so that both '
+          f'environment {spec.name!r}: the tokenizer splits {other.description!r} and {action.description!r}, and both '
           'rows start from one token; use a tokenizer that has them whole, or another init_token'
       )
 
