@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jinja2
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
@@ -20,7 +21,8 @@ def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
   try:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
   except Exception as error:  # the Rust parser raises bare Exceptions
-    raise UserError(f'tokenizer {str(folder)!r} cannot be read: {str(error).splitlines()[0]}') from None
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    raise UserError(f'tokenizer {str(folder)!r} cannot be read ({reason}); copy its files again') from None
   if tokenizer.eos_token_id is None:
     raise UserError(f'tokenizer {str(folder)!r}: no eos_token in tokenizer_config.json; name one')
   return tokenizer
@@ -35,10 +37,13 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assi
   """Ids of system and user message and of the opening of the assistant's turn, through the chat template.
 
   Raises:
-    UserError: the tokenizer has no chat template.
+    UserError: the tokenizer has no chat template, or one that does not take these messages.
   """
   if not tokenizer.chat_template:
     raise UserError('the tokenizer has no chat_template; add one to its tokenizer_config.json')
   messages = [{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]
-  text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+  try:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+  except jinja2.TemplateError as error:  # some templates refuse a system message
+    raise UserError(f'chat_template in tokenizer_config.json fails ({error}); use another template') from None
   return encode(tokenizer, text + assistant)

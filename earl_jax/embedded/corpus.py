@@ -1,0 +1,275 @@
+"""Plain language about order, from which the embedded base model learns to read and to reason a little.
+
+Each document is a chat about a few named items: the user says in which sequence they stand and which direction is
+wanted, the assistant makes true statements. It holds what a pretrained language model knows: what smaller, before and
+ascending mean, what follows from given relations and what does not, which order that makes, where an item stands and
+belongs, what one change of places would do. It holds no call of an environment, no observation, no sequence of
+comparisons or swaps, and no procedure for sorting: statements come in random order and nobody acts on them.
+"""
+
+from collections.abc import Sequence
+import functools
+import random
+import re
+from typing import NamedTuple
+
+LETTERS = 'ABCDEFGH'
+ORDINALS = ('first', 'second', 'third', 'fourth', 'fifth')
+DIRECTIONS = ('ascending', 'descending')
+SYSTEM = 'Think first, then answer.'
+OPENING = 'Let me solve this step by step.'
+
+# Said now and then: what the words mean. They name no items.
+GLOSSARY = (
+    ' compare two items to see which one is smaller',
+    ' to compare two items is to see which one is larger',
+    ' swap two items to change their places',
+    ' to swap two items is to change their places in the sequence',
+    ' check if an item is negative or positive, even or odd',
+    ' in ascending order the smaller comes before the larger',
+    ' in descending order the larger comes before the smaller',
+    ' when the sequence is in the order asked for, nothing is left to do',
+)
+
+
+class Segment(NamedTuple):
+  """A piece of a document. `answer` marks what follows from the text before it, so that knowledge can be measured."""
+
+  text: str
+  answer: str = ''  # the kind of knowledge, '' where the text is free
+
+
+class Settings(NamedTuple):
+  """Mix of the documents: weights of n = 2 … 5 and the share of descending ones."""
+
+  sizes: tuple[float, float, float, float] = (0.1, 0.2, 0.4, 0.3)
+  descending: float = 0.5
+
+
+DEFAULT = Settings()
+
+
+class World:
+  """The items of one document, their hidden order, and what has been said of it."""
+
+  def __init__(self, rng: random.Random, settings: Settings):
+    self.rng = rng
+    self.n = rng.choices((2, 3, 4, 5), settings.sizes)[0]
+    names = LETTERS[: self.n] if rng.random() < 0.8 else sorted(rng.sample(LETTERS, self.n))
+    self.ascending = rng.sample(names, self.n)
+    self.names = list(names)
+    self.direction = DIRECTIONS[rng.random() < settings.descending]
+    self.sequence = list(names) if rng.random() < 0.5 else rng.sample(names, self.n)
+    self.rank = {x: i for i, x in enumerate(self.ascending)}
+    self.smaller = {x: set() for x in names}  # smaller[x]: items known to be smaller than x
+    self.supposed = []  # (sequence, what it would be after a change of places)
+
+  @property
+  def order(self) -> list[str]:
+    return self.ascending if self.direction == 'ascending' else self.ascending[::-1]
+
+  def known(self, x: str, y: str) -> bool:
+    return x in self.smaller[y] or y in self.smaller[x]
+
+  def pairs(self, known: bool) -> list[tuple[str, str]]:
+    return [(x, y) for x in self.names for y in self.names if x != y and self.known(x, y) == known]
+
+  @property
+  def complete(self) -> bool:
+    return sum(map(len, self.smaller.values())) == self.n * (self.n - 1) // 2
+
+  def learn(self, x: str, y: str) -> None:
+    """Takes in the true relation of x and y, and what follows from it."""
+    low, high = sorted((x, y), key=self.rank.get)
+    below = self.smaller[low] | {low}
+    for item in self.names:
+      if item == high or high in self.smaller[item]:
+        self.smaller[item] |= below
+
+
+def listed(items: Sequence[str]) -> str:
+  return ' ' + ', '.join(items)
+
+
+def relation(world: World, x: str, y: str, answer: str = '') -> list[Segment]:
+  """States which of x and y is smaller, in one of several ways."""
+  rng = world.rng
+  low, high = sorted((x, y), key=world.rank.get)
+  form = rng.randrange(10)
+  if form < 6:  # symbols: these read the same everywhere
+    leads = (f' of {x} and {y} we know that', f' for {x} and {y} it holds that')
+    lead = '' if form < 4 or answer else rng.choice(leads)
+    sign = ' <' if x == low else ' >'
+    return [Segment(f'{lead} {x}'), Segment(sign, answer), Segment(f' {y}')]
+  if form < 8:
+    sign = ' smaller' if x == low else ' larger'
+    return [Segment(f' {x} is'), Segment(sign, answer), Segment(f' than {y}')]
+  word = rng.choice(('smaller', 'larger'))
+  return [Segment(f' of {x} and {y}, the {word} one is'), Segment(' ' + (low if word == 'smaller' else high), answer)]
+
+
+def given(world: World) -> list[Segment]:
+  """A new fact: mostly of a pair whose relation did not follow yet."""
+  again = world.rng.random() < 0.05
+  x, y = world.rng.choice((again and world.pairs(known=True)) or world.pairs(known=False))
+  says = relation(world, x, y)
+  world.learn(x, y)
+  return says
+
+
+def follows(world: World) -> list[Segment] | None:
+  """A relation that follows from those given."""
+  pairs = world.pairs(known=True)
+  if not pairs:
+    return None
+  x, y = world.rng.choice(pairs)
+  if world.rng.random() < 0.5:
+    return [Segment(world.rng.choice((' so', ' it follows that'))), *relation(world, x, y, 'relation')]
+  first, _ = sorted((x, y), key=world.order.index)
+  verb = ' before' if x == first else ' after'
+  return [Segment(f' so {x} comes'), Segment(verb, 'before'), Segment(f' {y}')]
+
+
+def knowledge(world: World) -> list[Segment] | None:
+  """Which relations are known, and which are not."""
+  rng = world.rng
+  if rng.random() < 0.25:
+    return [Segment(' the whole order is'), Segment(' known' if world.complete else ' not known', 'known')]
+  if rng.random() < 0.7:
+    known = rng.random() < 0.15
+    pairs = world.pairs(known)
+    if not pairs:
+      return None
+    x, y = rng.choice(pairs)
+    kind = 'known pair' if known else 'unknown pair'
+    lead = ' known is how' if known else rng.choice((' not known is how', ' it is not known how'))
+    first, second = Segment(f' {x}', kind), Segment(f' {y}', kind)
+    return [Segment(lead), first, Segment(' and'), second, Segment(' stand to each other')]
+  x, y = rng.choice(world.pairs(rng.random() < 0.5) or world.pairs(True) or world.pairs(False))
+  return [
+      Segment(f' how {x} and {y} stand to each other is'),
+      Segment(' known' if world.known(x, y) else ' not known', 'known'),
+  ]
+
+
+def whole_order(world: World) -> list[Segment] | None:
+  """The order, or an item of it, once the relations determine it."""
+  if not world.complete:
+    return None
+  form = world.rng.randrange(3)
+  if form == 0:
+    direction = world.rng.choice(DIRECTIONS)
+    items = world.ascending if direction == 'ascending' else world.ascending[::-1]
+    return [Segment(f' the {direction} order is'), Segment(listed(items), 'order')]
+  if form == 1:
+    return [Segment(' the order asked for is'), Segment(listed(world.order), 'order')]
+  k = world.rng.randrange(world.n)
+  return [Segment(f' {ORDINALS[k]} in the order asked for is'), Segment(f' {world.order[k]}', 'order place')]
+
+
+def new_sequence(world: World) -> list[Segment]:
+  """Another situation, drawn afresh. Never one just supposed: that would read as a swap carried out."""
+  before, after = world.sequence, world.rng.sample(world.names, world.n)
+  while (before, after) in world.supposed:
+    after = world.rng.sample(world.names, world.n)
+  world.sequence = after
+  return [Segment(' now the sequence is' + listed(world.sequence))]
+
+
+def place(world: World) -> list[Segment] | None:
+  """Where items stand and, once the order is known, where they belong."""
+  rng = world.rng
+  k = rng.randrange(world.n)
+  if not world.complete or rng.random() < 0.1:
+    return [Segment(f' {ORDINALS[k]} in the sequence is'), Segment(f' {world.sequence[k]}', 'place')]
+  wrong = [x for x, y in zip(world.sequence, world.order) if x != y]
+  form = rng.randrange(6)
+  if form == 0:
+    return [
+        Segment(' the sequence is'),
+        Segment(' not in the order asked for' if wrong else ' in the order asked for', 'sorted'),
+    ]
+  if form == 1:
+    return [
+        Segment(f' {world.sequence[k]} is'),
+        Segment(' not in its place' if world.sequence[k] in wrong else ' in its place', 'in place'),
+    ]
+  if form == 2 and wrong:
+    return [Segment(' not in its place is'), Segment(f' {rng.choice(wrong)}', 'misplaced')]
+  item = rng.choice(wrong) if wrong and rng.random() < 0.8 else rng.choice(world.names)
+  holder = world.sequence[world.order.index(item)]
+  return [Segment(f' in the place of {item} stands'), Segment(f' {holder}', 'holder')]
+
+
+def change_of_places(world: World) -> list[Segment] | None:
+  """What one swap would do; never one that would finish the matter."""
+  x, y = world.rng.sample(world.names, 2)
+  trade = {x: y, y: x}
+  after = [trade.get(item, item) for item in world.sequence]
+  if after in (world.ascending, world.ascending[::-1]):
+    return None
+  world.supposed.append((world.sequence, after))
+  says = [Segment(f' if {x} and {y} changed places, the sequence would be'), Segment(listed(after), 'swap')]
+  if world.complete and world.rng.random() < 0.5:
+    right = after.index(x) == world.order.index(x)
+    says += [Segment(f', with {x}'), Segment(' in its place' if right else ' not in its place', 'swap place')]
+  return says
+
+
+def user_message(world: World) -> list[Segment]:
+  """The sequence, now and then some relations, and the direction asked for."""
+  rng = world.rng
+  says = [Segment(f'The sequence is{listed(world.sequence)}.')]
+  if rng.random() < 0.4:  # the relations come with the question
+    facts = [given(world)]
+    while not world.complete and rng.random() < 0.9:
+      facts.append(given(world))
+    says.append(Segment(' It is known that'))
+    for i, fact in enumerate(facts):
+      says += ([Segment(',')] if i else []) + fact
+    says.append(Segment('.'))
+  few = (' comparisons', ' swaps', ' words', ' steps', ' mistakes', ' questions')
+  wish = rng.choice((
+      f' Put it in {world.direction} order with as few{rng.choice(few)} and{rng.choice(few)} as possible.',
+      f' Put it in {world.direction} order with as few{rng.choice(few)} as possible.',
+      f' Put it in {world.direction} order.',
+      f' The {world.direction} order is asked for.',
+  ))
+  return says + [Segment(wish)]
+
+
+def glossary(world: World) -> list[Segment]:
+  """What a word means."""
+  return [Segment(world.rng.choice(GLOSSARY))]
+
+
+def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[Segment], list[Segment]]:
+  """Document `index`: the user's message and the assistant's turn after the opening, as segments."""
+  rng = random.Random(f'{seed} {index}')
+  world = World(rng, settings)
+  user = user_message(world)
+  says = []
+  ends = rng.choice((('.',), ('\n',), ('.', '\n')))
+  for _ in range(rng.randint(7, 15)):
+    kinds, weights = zip(
+        (given, 0 if world.complete else 8), (follows, 1.5), (knowledge, 3), (whole_order, 2.5), (place, 4),
+        (new_sequence, 1), (change_of_places, 0.8), (glossary, 0.5),
+    )
+    statement = rng.choices(kinds, weights)[0](world)
+    if statement:
+      says += [*statement, Segment(rng.choice(ends))]
+  return user, says
+
+
+@functools.cache
+def vocabulary() -> tuple[str, ...]:
+  """The words of the language, each with its leading space where it has one."""
+  pattern = re.compile(r' ?[A-Za-z]+| ?[^\sA-Za-z]+|\s')
+  words = {}
+  # Observations stand in no document, but their words are whole for whoever reads them later.
+  texts = [SYSTEM, OPENING, 'system\n', 'user\n', 'assistant\n', ' check if is and => True False: = <']
+  texts += [f' {letter}' for letter in LETTERS] + list(GLOSSARY)
+  texts += [segment.text for i in range(3000) for part in document(0, i) for segment in part]
+  for text in texts:
+    words.update(dict.fromkeys(pattern.findall(text)))
+  return tuple(sorted(words))

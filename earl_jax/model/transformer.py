@@ -1,0 +1,167 @@
+"""Qwen2-style decoder: RMSNorm, rotary positions, grouped-query attention with q/k/v bias, SwiGLU.
+
+Linen is confined to this folder; outside, parameters are a nested dict of arrays.
+
+Axes: B rows, S tokens fed now, T cache slots, D hidden, N query heads, K key/value heads, G = N // K, H head width,
+F feed-forward width, L layers, V vocabulary rows.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Shape of the decoder, in the names of Hugging Face's config.json.
+
+  Attributes:
+    vocab_size: rows of the embedding, padding rows included; may exceed `len(tokenizer)`.
+    dtype: of the computation; parameters are float32.
+  """
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  rope_theta: float = 10_000.0
+  rms_norm_eps: float = 1e-6
+  tie_word_embeddings: bool = True
+  dtype: str = 'float32'
+
+
+class KVCache(NamedTuple):
+  """Keys and values of all layers: dtype[L, B, T, K, H] each. Slot t of every row holds the token at slot t."""
+
+  keys: jax.Array
+  values: jax.Array
+
+
+def init_cache(config: ModelConfig, batch: int, slots: int) -> KVCache:
+  """An empty cache of `slots` slots for `batch` rows."""
+  shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
+  return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+  """Rotates x [B, S, heads, H] by positions int32[B, S] (RoFormer, in the two-halves layout of Llama and Qwen)."""
+  half = x.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale, computed in float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    return (y * scale).astype(x.dtype)
+
+
+class Block(nn.Module):
+  """One decoder layer. Carries (hidden [B, S, D], cache) so that the cache is updated in place under the scan."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, carry, layer, positions, mask, slot):
+    c = self.config
+    x, cache = carry
+    dense = functools.partial(nn.DenseGeneral, dtype=c.dtype, kernel_init=nn.initializers.normal(0.02))
+    query_heads, key_heads = (c.num_attention_heads, c.head_dim), (c.num_key_value_heads, c.head_dim)
+
+    y = RMSNorm(c.rms_norm_eps, name='attention_norm')(x)
+    q = rotary(dense(query_heads, name='q')(y), positions, c.rope_theta)
+    k = rotary(dense(key_heads, name='k')(y), positions, c.rope_theta)
+    v = dense(key_heads, name='v')(y)
+    if cache is not None:
+      at = (layer, 0, slot, 0, 0)
+      cache = KVCache(
+          jax.lax.dynamic_update_slice(cache.keys, k[None], at),
+          jax.lax.dynamic_update_slice(cache.values, v[None], at),
+      )
+      k = jax.lax.dynamic_index_in_dim(cache.keys, layer, keepdims=False)
+      v = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
+
+    b, s, n, h = q.shape
+    q = q.reshape(b, s, c.num_key_value_heads, n // c.num_key_value_heads, h)
+    scores = jnp.einsum('bskgh,btkh->bkgst', q, k).astype(jnp.float32) * h**-0.5
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
+    y = jnp.einsum('bkgst,btkh->bskgh', weights, v).reshape(b, s, n, h)
+    x = x + dense(c.hidden_size, axis=(-2, -1), use_bias=False, name='o')(y)
+
+    y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
+    gate = dense(c.intermediate_size, use_bias=False, name='gate')(y)
+    up = dense(c.intermediate_size, use_bias=False, name='up')(y)
+    return (x + dense(c.hidden_size, use_bias=False, name='down')(jax.nn.silu(gate) * up), cache), None
+
+
+class Transformer(nn.Module):
+  """Token ids to final hidden states. The head is applied by the policy, so that no [B, S, V] array exists here."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, tokens, start, cache=None, slot=0):
+    """Feeds `tokens` at slots `slot … slot + S - 1`.
+
+    Args:
+      tokens: int32[B, S].
+      start: int32[B], the first slot of each row that holds a token (rows are left-padded).
+      cache: KVCache with all earlier slots filled, or None to attend among `tokens` only.
+      slot: int32[], slot of tokens[:, 0], the same in every row.
+
+    Returns:
+      (hidden dtype[B, S, D] after the final norm, the cache with these slots filled, or None).
+    """
+    c = self.config
+    slots = slot + jnp.arange(tokens.shape[1])
+    positions = jnp.maximum(slots[None] - start[:, None], 0)
+    keys = slots if cache is None else jnp.arange(cache.keys.shape[2])
+    mask = (keys[None, None] <= slots[None, :, None]) & (keys[None, None] >= start[:, None, None])
+
+    table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
+    x = table.astype(c.dtype)[tokens]
+    blocks = nn.scan(
+        Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.num_hidden_layers,
+        unroll=min(4, c.num_hidden_layers), in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+    )(c, name='layers')
+    (x, cache), _ = blocks((x, cache), jnp.arange(c.num_hidden_layers), positions, mask, slot)
+    if not c.tie_word_embeddings:
+      self.param('lm_head', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
+    return RMSNorm(c.rms_norm_eps, name='final_norm')(x), cache
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+  """Random parameters: a nested dict of float32 arrays, those of the layers stacked along a leading [L]."""
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  return Transformer(config).init(key, tokens, jnp.zeros(1, jnp.int32))['params']
+
+
+def apply(
+    config: ModelConfig, params: dict, tokens: jax.Array, start: jax.Array, cache: KVCache | None = None,
+    slot: jax.Array | int = 0,
+) -> tuple[jax.Array, KVCache | None]:
+  """`Transformer.__call__` on a plain parameter tree."""
+  return Transformer(config).apply({'params': params}, tokens, start, cache, slot)
+
+
+def output_embedding(params: dict) -> jax.Array:
+  """float32[V, D]: the language-model head, tied to the embedding where the checkpoint ties them."""
+  return params.get('lm_head', params['embedding'])

@@ -1,0 +1,182 @@
+"""Reads a document as a sceptic would: nothing is true that its own words do not say.
+
+Takes the text alone, knows neither the hidden order nor how the text was made, and works out afresh at every
+statement what follows from the relations stated so far. A sentence of a form not listed here is an error, so the list
+is the whole of what the corpus may say.
+"""
+
+import itertools
+import re
+
+ITEM = '[A-H]'
+ORDINALS = ['first', 'second', 'third', 'fourth', 'fifth']
+
+# Word for word, so that a new one is looked at before it is trained on: what words mean, not what to do.
+GLOSSARY = {
+    'compare two items to see which one is smaller', 'to compare two items is to see which one is larger',
+    'swap two items to change their places', 'to swap two items is to change their places in the sequence',
+    'check if an item is negative or positive, even or odd',
+    'in ascending order the smaller comes before the larger', 'in descending order the larger comes before the smaller',
+    'when the sequence is in the order asked for, nothing is left to do',
+}
+
+_RELATIONS = [  # -> (smaller, larger)
+    (rf'({ITEM}) (?:<|is smaller than) ({ITEM})', lambda x, y: (x, y)),
+    (rf'({ITEM}) (?:>|is larger than) ({ITEM})', lambda x, y: (y, x)),
+    (rf'of ({ITEM}) and ({ITEM}), the (smaller|larger) one is ({ITEM})', lambda x, y, word, one: (
+        (one, y if one == x else x) if word == 'smaller' else (y if one == x else x, one))),
+]
+_LEADS = rf'(?:of ({ITEM}) and ({ITEM}) we know that |for ({ITEM}) and ({ITEM}) it holds that )?'
+
+
+def relation(text):
+  """(smaller, larger) if `text` states a relation, else None."""
+  lead = re.match(_LEADS, text)
+  announced = {item for item in lead.groups() if item}
+  for pattern, read in _RELATIONS:
+    match = re.fullmatch(pattern, text[lead.end():])
+    if match:
+      pair = read(*match.groups())
+      named = set(re.findall(rf'\b{ITEM}\b', match[0]))
+      assert len(set(pair)) == 2 and named == set(pair), f'about one item, or three: {text!r}'
+      assert not announced or announced == set(pair), f'announces other items: {text!r}'
+      return pair
+  return None
+
+
+def closure(facts):
+  """All (smaller, larger) that follow from `facts`."""
+  known = set(facts)
+  while True:
+    more = {(a, d) for a, b in known for c, d in known if b == c} - known
+    if not more:
+      return known
+    known |= more
+
+
+class Reader:
+  """Follows one document. Attributes besides its state: `facts`, the new relations in the order they were given, each
+  with the pairs that were open at the time; `supposed`, (sequence before, sequence supposed)."""
+
+  def __init__(self, user):
+    match = re.fullmatch(
+        rf'The sequence is ({ITEM}(?:, {ITEM})*)\.(?: It is known that ([^.]*)\.)? (?:'
+        r'Put it in (ascending|descending) order(?: with as few \w+(?: and \w+)? as possible)?'
+        r'|The (ascending|descending) order is asked for)\.', user)
+    assert match, f'no such question: {user!r}'
+    self.sequence = match[1].split(', ')
+    self.items = sorted(self.sequence)
+    assert 2 <= len(self.items) == len(set(self.items)) <= 5, user
+    self.descending = 'descending' in (match[3], match[4])
+    self.relations, self.facts, self.sequences, self.supposed = set(), [], [self.sequence], []
+    for fact in re.split(r', (?!the (?:smaller|larger) one)', match[2]) if match[2] else ():
+      pair = relation(fact)
+      assert pair, f'no relation: {fact!r}'
+      self.learn(pair)
+
+  def learn(self, pair):
+    known = closure(self.relations)
+    assert set(pair) <= set(self.items), pair
+    assert pair[::-1] not in known, f'{pair} contradicts {known}'
+    if pair not in known:
+      taken = {frozenset(p) for p in known}
+      unknown = [p for p in itertools.combinations(self.items, 2) if frozenset(p) not in taken]
+      self.facts.append((pair, known, unknown))
+      self.relations.add(pair)
+
+  def known(self, x, y):
+    assert x != y and {x, y} <= set(self.items), (x, y)
+    return bool({(x, y), (y, x)} & closure(self.relations))
+
+  @property
+  def complete(self):
+    return len(closure(self.relations)) == len(self.items) * (len(self.items) - 1) // 2
+
+  @property
+  def order(self):
+    """The order asked for."""
+    assert self.complete, f'the order does not follow from {self.relations}'
+    known = closure(self.relations)
+    ascending = sorted(self.items, key=lambda x: sum(y == x for _, y in known))
+    return ascending[::-1] if self.descending else ascending
+
+  def read(self, says):
+    """Raises AssertionError if `says` is not true, does not follow, or has no form it may have."""
+    if says in GLOSSARY:
+      return
+    pair = relation(says)
+    if pair:
+      self.learn(pair)
+      return
+    for pattern, verify in FORMS:
+      match = re.fullmatch(pattern, says)
+      if match:
+        assert verify(self, *match.groups()), f'not true: {says!r}'
+        return
+    raise AssertionError(f'no form the corpus may have: {says!r}')
+
+
+def _follows(reader, text):
+  return relation(text) in closure(reader.relations)
+
+
+def _comes(reader, x, word, y):
+  first, second = (x, y) if word == 'before' else (y, x)
+  return ((second, first) if reader.descending else (first, second)) in closure(reader.relations)
+
+
+def _now(reader, items):
+  before, reader.sequence = reader.sequence, items.split(', ')
+  assert (before, reader.sequence) not in reader.supposed, 'a swap, supposed and then carried out'
+  reader.sequences.append(reader.sequence)
+  return sorted(reader.sequence) == reader.items
+
+
+def _supposed(reader, x, y, items, item=None, wrong=None):
+  after = [{x: y, y: x}.get(z, z) for z in reader.sequence]
+  reader.supposed.append((reader.sequence, after))
+  right = item is None or (item == x and (after.index(x) == reader.order.index(x)) == (wrong is None))
+  return x != y and items.split(', ') == after and right
+
+
+def _in_place(reader, item, wrong):
+  return (reader.sequence.index(item) == reader.order.index(item)) == (wrong is None)
+
+
+FORMS = [
+    (rf'so ({ITEM}) comes (before|after) ({ITEM})', _comes),
+    (r'(?:so|it follows that) (.*)', _follows),
+    (r'the whole order is (not )?known', lambda r, no: r.complete == (no is None)),
+    (rf'(?:not known is|it is not known) how ({ITEM}) and ({ITEM}) stand to each other',
+     lambda r, x, y: not r.known(x, y)),
+    (rf'known is how ({ITEM}) and ({ITEM}) stand to each other', lambda r, x, y: r.known(x, y)),
+    (rf'how ({ITEM}) and ({ITEM}) stand to each other is (not )?known',
+     lambda r, x, y, no: r.known(x, y) == (no is None)),
+    (r'the (ascending|descending) order is (.*)', lambda r, word, items: (
+        items.split(', ') == (r.order if (word == 'descending') == r.descending else r.order[::-1]))),
+    (r'the order asked for is (.*)', lambda r, items: items.split(', ') == r.order),
+    (rf'(\w+) in the order asked for is ({ITEM})', lambda r, nth, x: r.order[ORDINALS.index(nth)] == x),
+    (r'now the sequence is (.*)', _now),
+    (rf'(\w+) in the sequence is ({ITEM})', lambda r, nth, x: r.sequence[ORDINALS.index(nth)] == x),
+    (r'the sequence is (not )?in the order asked for', lambda r, no: (r.sequence == r.order) == (no is None)),
+    (rf'({ITEM}) is (not )?in its place', _in_place),
+    (rf'not in its place is ({ITEM})', lambda r, x: r.sequence.index(x) != r.order.index(x)),
+    (rf'in the place of ({ITEM}) stands ({ITEM})', lambda r, x, y: r.sequence[r.order.index(x)] == y),
+    (rf'if ({ITEM}) and ({ITEM}) changed places, the sequence would be ({ITEM}(?:, {ITEM})*)'
+     rf'(?:, with ({ITEM}) (not )?in its place)?', _supposed),
+]
+
+
+def check(user, assistant):
+  """Reads a whole document; raises where it says what it may not. Gives the Reader at its end."""
+  reader = Reader(user)
+  assert re.search(r'[.\n]$', assistant), f'does not end: {assistant!r}'
+  for says in re.split(r'[.\n]', assistant)[:-1]:
+    assert says.startswith(' '), f'no leading space: {says!r}'
+    reader.read(says[1:])
+  # The hidden order may come out later: neither end of it may have been supposed before.
+  for _, after in reader.supposed:
+    known = closure(reader.relations)
+    for order in (after, after[::-1]):
+      assert not known.issuperset(itertools.pairwise(order)), f'a swap that sorts: {after}'
+  return reader

@@ -1,0 +1,138 @@
+"""The embedded tokenizer and the training of the base model, in the small."""
+
+import functools
+import re
+
+import chex
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from earl_jax import tokenizer as tokenizer_lib
+from earl_jax.config import UserError
+from earl_jax.embedded import build, corpus
+from earl_jax.environments.check import Check
+from earl_jax.environments.compare import Compare
+from earl_jax.environments.swap import Swap
+from earl_jax.model import hf, transformer
+
+DEVICES = jax.local_device_count()
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tokenizer')
+  build.build_tokenizer(folder)
+  return tokenizer_lib.load_tokenizer(folder)
+
+
+@pytest.fixture(scope='module')
+def encode(tokenizer):
+  return functools.partial(tokenizer_lib.encode, tokenizer)
+
+
+@hypothesis.given(st.text() | st.lists(st.sampled_from(corpus.vocabulary())).map(''.join))
+@hypothesis.example(" \n\n  <|im_end|>\r\t\x00 é漢🙂 's 12")
+def test_any_text_comes_back(tokenizer, encode, text):
+  assert tokenizer.decode(encode(text)) == text
+
+
+@pytest.mark.parametrize('environment', [Compare, Swap, Check])
+def test_words_that_environments_write_are_one_token_each(encode, environment):
+  spec = environment.spec
+  pieces = [spec.routing.description, *(action.description for action in spec.actions), ' and']
+  pieces += [': A < B\n', ': B > C\n', ': H = A\n', ' => C, A, B\n', ': True\n', ': False\n']
+  for piece in pieces:
+    assert len(encode(piece)) == len(re.findall(r' ?[A-Za-z]+| ?[^\sA-Za-z]+|\n', piece)), piece
+  environment(encode)  # keeps the pieces apart: raises where it does not
+
+
+def test_segments_encode_as_the_whole_text_does(tokenizer, encode):
+  documents = build.Documents(tokenizer)
+  for i in range(300):
+    user, assistant = corpus.document(11, i)
+    user, assistant = (''.join(segment.text for segment in part) for part in (user, assistant))
+    whole = tokenizer_lib.chat_prompt(tokenizer, corpus.SYSTEM, user, corpus.OPENING + assistant)
+    tokens, answers = documents(11, i, corpus.DEFAULT)
+    assert tokens == (whole + [tokenizer.eos_token_id])[:build.LENGTH]
+    assert len(answers) == len(tokens)
+
+
+def test_documents_need_no_single_bytes(tokenizer):
+  words = 3 + len(corpus.vocabulary())  # special tokens, then words, then bytes
+  documents = build.Documents(tokenizer)
+  for i in range(3000, 3300):  # not those that the vocabulary was gathered from
+    assert max(documents(0, i, corpus.DEFAULT)[0]) < words
+
+
+def test_answers_mark_what_follows(tokenizer):
+  documents = build.Documents(tokenizer)
+  for i in range(100):
+    tokens, answers = documents(0, i, corpus.DEFAULT)
+    words = [tokenizer.decode(token) for token, kind in zip(tokens, answers) if kind in ('relation', 'before')]
+    assert set(words) <= {' <', ' >', ' smaller', ' larger', ' before', ' after'} | {f' {x}' for x in corpus.LETTERS}
+
+
+def test_batch_pads_with_minus_one(tokenizer):
+  documents = build.Documents(tokenizer)
+  tokens, kinds = documents.batch(0, 5, 4, corpus.DEFAULT)
+  chex.assert_shape(tokens, (4, build.LENGTH))
+  for row, index in enumerate(range(5, 9)):
+    ids, answers = documents(0, index, corpus.DEFAULT)
+    assert tokens[row, :len(ids)].tolist() == ids and (tokens[row, len(ids):] == -1).all()
+    assert kinds[row] == answers
+
+
+def test_padding_has_no_loss(tokenizer):
+  config = transformer.ModelConfig(
+      vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+      num_key_value_heads=1, head_dim=8,
+  )
+  params = transformer.init_params(config, jax.random.key(0))
+  tokens = np.array([[5, 6, 7, 8, -1, -1], [5, 6, 7, 8, 9, 10]], np.int32)
+  loss, _ = build.token_losses(config, params, tokens)
+  chex.assert_trees_all_equal(loss[0, 3:], np.zeros(2, np.float32))
+  chex.assert_trees_all_close(loss[0, :3], loss[1, :3], atol=1e-6)
+  chex.assert_trees_all_close(loss[1], np.full(5, np.log(len(tokenizer)), np.float32), atol=0.1)  # knows nothing yet
+
+
+def test_easier_documents_first():
+  first, last = build.settings_at(0.0), build.settings_at(1.0)
+  assert first.sizes[3] == 0 and first.descending < 0.2
+  np.testing.assert_allclose((*last.sizes, last.descending), (*corpus.DEFAULT.sizes, corpus.DEFAULT.descending))
+
+
+@pytest.fixture
+def train(monkeypatch):
+  """`build.train` of a tiny model."""
+  shape = dict(
+      hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+  )
+  monkeypatch.setattr(build, 'SHAPE', shape)
+  return functools.partial(build.train, batch=3 * DEVICES)
+
+
+def test_two_steps_write_a_checkpoint_to_go_on_from(train, tmp_path):
+  train(tmp_path / 'base', steps=2, seed=0, learning_rate=1e-2)
+  tokenizer, config = tokenizer_lib.load_tokenizer(tmp_path / 'base'), hf.read_config(tmp_path / 'base')
+  params = hf.load_params(tmp_path / 'base', config)
+  chex.assert_trees_all_equal_shapes_and_dtypes(params, transformer.init_params(config, jax.random.key(0)))
+  assert config.vocab_size == len(tokenizer)
+  assert np.abs(params['final_norm']['scale'] - 1).max() > 1e-3  # it has learned
+
+  # A rate of 0 moves nothing: what comes out is what it went on from.
+  train(tmp_path / 'same', steps=1, seed=1, learning_rate=0.0, init=tmp_path / 'base')
+  chex.assert_trees_all_equal(hf.load_params(tmp_path / 'same', config), params)
+  assert tokenizer_lib.load_tokenizer(tmp_path / 'same').get_vocab() == tokenizer.get_vocab()
+
+
+def test_bad_numbers_are_named(train, tmp_path):
+  with pytest.raises(UserError, match=f'--batch={3 * DEVICES + 1}'):
+    train(tmp_path, steps=1, batch=3 * DEVICES + 1, seed=0, learning_rate=1e-2)
+  with pytest.raises(UserError, match=f'--seed={build.HELD_OUT}'):
+    train(tmp_path, steps=1, seed=build.HELD_OUT, learning_rate=1e-2)
+  with pytest.raises(UserError, match='tokenizer.json is missing'):
+    train(tmp_path, steps=1, seed=0, learning_rate=1e-2, init=tmp_path / 'nowhere')
+  assert not list(tmp_path.iterdir())

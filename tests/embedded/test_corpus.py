@@ -1,0 +1,167 @@
+"""The corpus holds language, not the skill that is to be learned: what it says is true, and it never sorts."""
+
+import itertools
+import re
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from earl_jax.embedded import corpus
+from earl_jax.environments import base
+from tests.embedded import checker
+
+SEEDS = (0, 1)
+COUNT = 1500  # documents per seed
+
+
+def text(segments):
+  return ''.join(segment.text for segment in segments)
+
+
+@pytest.fixture(scope='module')
+def documents():
+  """(user, assistant) texts."""
+  return [tuple(map(text, corpus.document(seed, i))) for seed in SEEDS for i in range(COUNT)]
+
+
+@pytest.fixture(scope='module')
+def readers(documents):
+  return [checker.check(*document) for document in documents]
+
+
+def test_every_statement_is_true_and_of_a_known_form(readers):
+  assert len(readers) == len(SEEDS) * COUNT
+
+
+def test_every_form_occurs(documents):
+  said = {says[1:] for _, assistant in documents for says in re.split(r'[.\n]', assistant)}
+  for form, _ in checker.FORMS:
+    assert any(re.fullmatch(form, says) for says in said), form
+  assert checker.GLOSSARY <= said
+
+
+@hypothesis.given(
+    seed=st.integers(0), index=st.integers(0), descending=st.floats(0, 1),
+    sizes=st.tuples(*[st.floats(0, 1)] * 4).filter(lambda weights: sum(weights) > 0.01),
+)
+def test_true_whatever_the_mix(seed, index, descending, sizes):
+  checker.check(*map(text, corpus.document(seed, index, corpus.Settings(sizes, descending))))
+
+
+def test_deterministic():
+  assert corpus.document(3, 4) == corpus.document(3, 4) != corpus.document(4, 3)
+
+
+def test_settings_choose_size_and_direction():
+  for n in range(2, 6):
+    sizes = tuple(float(k == n) for k in range(2, 6))
+    for descending in (0.0, 1.0):
+      for i in range(30):
+        reader = checker.Reader(text(corpus.document(0, i, corpus.Settings(sizes, descending))[0]))
+        assert (len(reader.items), reader.descending) == (n, bool(descending))
+
+
+def test_no_call_of_an_environment(documents):
+  # From the environments themselves, so that a new one is kept out too.
+  specs = [base.find(name).spec for name in base.available()]
+  calls = {spec.routing.description + action.description for spec in specs for action in spec.actions}
+  call = re.compile('|'.join(rf'{re.escape(words)}(?![a-z])' for words in sorted(calls)))
+  assert call.search(' first compare A and') and call.search(' swap B') and call.search(' check if C is')
+  for document in documents:
+    for part in document:
+      assert not call.search(part), part
+
+
+def test_no_observation_and_no_tag(documents):
+  # Every observation begins with a colon or an arrow, every tag is a word in angle brackets.
+  written = re.compile(r'[:=]|</|<\w|\w>')
+  for example in (': A < B\n', ' => B, A\n', ': True\n', ' <compare>', '</answer>'):
+    assert written.search(example)
+  for document in documents:
+    for part in document:
+      assert not written.search(part), part
+
+
+def test_a_new_sequence_is_drawn_without_regard_to_the_old_one():
+  # A swap carried out would show as too many new sequences at the distance of one swap.
+  excess, spread = 0.0, 0.0
+  for n in range(3, 6):
+    share = (n * (n - 1) / 2) / np.prod(range(1, n + 1))
+    sizes = tuple(float(k == n) for k in range(2, 6))
+    for i in range(600):
+      reader = checker.check(*map(text, corpus.document(5, i, corpus.Settings(sizes))))
+      for old, new in itertools.pairwise(reader.sequences):
+        excess += (sum(a != b for a, b in zip(old, new)) == 2) - share
+        spread += share * (1 - share)
+  assert spread > 100
+  assert abs(excess) < 4 * spread**0.5
+
+
+def test_relations_are_given_in_no_clever_order(readers):
+  # Which of the open pairs comes next is a coin's choice: one that tells more is no likelier, as it is when sorting.
+  excess, spread = 0.0, 0.0
+  for reader in readers:
+    for pair, known, unknown in reader.facts:
+      gains = [_gain(known, *other) for other in unknown]
+      excess += _gain(known, *pair) - np.mean(gains)
+      spread += np.var(gains)
+  assert spread > 100
+  assert abs(excess) < 4 * spread**0.5
+
+
+def _gain(known, x, y):
+  """How many relations the pair settles at least, whichever way it turns out."""
+  return min(len(checker.closure(known | {pair})) for pair in ((x, y), (y, x))) - len(known)
+
+
+USER = 'The sequence is B, A, C. It is known that A < B, C is larger than B. Put it in ascending order.'
+OPEN = 'The sequence is B, A, C. It is known that A < B. Put it in descending order.'
+
+
+@pytest.mark.parametrize('user, says', [
+    (USER, ' B < A'), (USER, ' so C < A'), (USER, ' so C comes before A'), (USER, ' the whole order is not known'),
+    (USER, ' it is not known how A and C stand to each other'), (USER, ' the ascending order is A, C, B'),
+    (USER, ' the descending order is A, B, C'), (USER, ' second in the order asked for is A'),
+    (USER, ' first in the sequence is A'), (USER, ' the sequence is in the order asked for'),
+    (USER, ' A is in its place'), (USER, ' not in its place is C'), (USER, ' in the place of A stands C'),
+    (USER, ' if A and C changed places, the sequence would be C, B, A'), (USER, ' now the sequence is A, B'),
+    (USER, ' if A and B changed places, the sequence would be A, B, C'),
+    (USER, ' if A and C changed places, the sequence would be B, C, A, with A in its place'),
+    (USER, ' if A and C changed places, the sequence would be B, C, A.\n now the sequence is B, C, A'),
+    (USER, ' of A and B we know that A < C'), (USER, ' of A and B, the smaller one is B'), (USER, ' D > A'),
+    (USER, ' of A and B, the smaller one is C'), (USER, ' A > A'),
+    (USER, ' compare A and B'), (USER, ' compare A and B: A < B'), (USER, ' swap A and B => A, B, C'),
+    (USER, ' swap A'), (USER, ' first compare all neighbours'),
+    (USER, ' check if A is even: True'), (USER, ' so swap B and A'),
+    (OPEN, ' so A < C'), (OPEN, ' C < A. so C < B. so B < C'), (OPEN, ' the whole order is known'),
+    (OPEN, ' known is how A and C stand to each other'), (OPEN, ' how B and C stand to each other is known'),
+    (OPEN, ' so A comes before B'), (OPEN, ' the order asked for is C, B, A'), (OPEN, ' B is in its place'),
+    (OPEN, ' the sequence is not in the order asked for'), (OPEN, ' in the place of B stands A'),
+    (OPEN, ' first in the order asked for is B'),
+])
+def test_checker_sees_what_is_wrong(user, says):
+  with pytest.raises(AssertionError):
+    checker.check(user, says + '.')
+    raise RuntimeError('accepted')
+
+
+@pytest.mark.parametrize('user, says', [
+    (USER, ' so A < C. so A comes before C. the whole order is known. the descending order is C, B, A'),
+    (USER, ' B is not in its place. in the place of A stands B. second in the sequence is A. C is in its place'),
+    (USER, ' if A and C changed places, the sequence would be B, C, A, with A not in its place'),
+    (OPEN, ' so B comes before A. it is not known how A and C stand to each other. C < A. so C < B'),
+])
+def test_checker_accepts_what_is_right(user, says):
+  checker.check(user, says + '.')
+
+
+@pytest.mark.parametrize('user', [
+    'The sequence is A, B. Compare them.', 'The sequence is A, A. Put it in ascending order.',
+    'The sequence is A, B, C. It is known that A < B, B < C, C < A. Put it in ascending order.',
+    'The sequence is A, B. It is known that compare A and B. Put it in ascending order.',
+])
+def test_checker_refuses_a_question(user):
+  with pytest.raises(AssertionError):
+    checker.check(user, ' the whole order is not known.')
