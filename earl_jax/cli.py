@@ -6,7 +6,6 @@ import os
 import pathlib
 import sys
 import traceback
-import warnings
 
 # Read by transformers when it is imported, later than this module: no word about a PyTorch that nobody needs.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
@@ -115,8 +114,6 @@ def prepare_jax(config: Config) -> None:
   - Compiled programs are kept in the user's cache folder, so that a second start is fast. JAX_COMPILATION_CACHE_DIR
     chooses another place.
   """
-  # The update donates its batch to free the memory. Nothing it returns has that shape, and JAX warns of it.
-  warnings.filterwarnings('ignore', message='Some donated buffers were not usable')
   if 'XLA_FLAGS' not in os.environ:
     os.environ['XLA_FLAGS'] = (
         f'--xla_force_host_platform_device_count={_host_devices(config)} --xla_cpu_multi_thread_eigen=false'

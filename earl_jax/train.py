@@ -180,17 +180,17 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           rows = range(0, len(experience.advantages), max(1, len(experience.advantages) // SAMPLES))
           metrics_lib.write_samples(workdir, step, [experiment.render(experience.factual, row) for row in rows])
 
+        trajectory = update.trim(experience.trajectory, config.rollout.prompt_length)
         if reference is None:
-          reference_scores = np.zeros(experience.trajectory.tokens.shape, np.float32)
+          reference_scores = np.zeros(trajectory.tokens.shape, np.float32)
         else:
           reference_scores = reference_log_probs(
-              reference, experience.trajectory, micro_batch=config.algorithm.micro_batch, **settings
+              reference, trajectory, micro_batch=config.algorithm.micro_batch, **settings
           )
-        batch = update.Batch(
-            experience.trajectory, *jax.device_put((experience.advantages, reference_scores), by_row)
-        )
+        batch = update.Batch(trajectory, *jax.device_put((experience.advantages, reference_scores), by_row))
         state, update_metrics = update.update_step(
-            state, batch, row_order(config, step), optimizer=optimizer, config=config.algorithm, **settings
+            state, batch, row_order(config, step), optimizer=optimizer, config=config.algorithm,
+            mesh=experiment.mesh, **settings
         )
         metrics |= jax.device_get(update_metrics)
         metrics['seconds'] = time.monotonic() - began
