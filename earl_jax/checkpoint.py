@@ -50,7 +50,10 @@ class Checkpointer:
     else:
       _require_writable(self._directory)
       options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that a read-only manager is read-only
     self._manager = ocp.CheckpointManager(self._directory, options=options)
+    logging.set_verbosity(verbosity)
     self._current = None  # the step last saved or restored here
     self._unreadable = []  # newer steps that `restore` had to skip
 

@@ -35,9 +35,10 @@ def evaluate_in(run, monkeypatch, *arguments):
   return cli.run(evaluate.main, evaluate.define_flags, ['evaluate', f'--workdir={run[0]}', *arguments])
 
 
-def test_command(run, monkeypatch, capsys):
+def test_command(run, monkeypatch, capsys, caplog):
   assert evaluate_in(run, monkeypatch, '--tasks=sort2,sort3,sort6', '--samples=10', '--response_length=24') == 0
-  out, _ = capsys.readouterr()
+  out, err = capsys.readouterr()
+  assert not err and not [r for r in caplog.records if r.levelname == 'WARNING']
   results = json.loads((run[0] / 'evaluation.json').read_text())
   assert set(results) == {'sort'} and set(results['sort']) == {'2', '3', '6'}
   assert [results['sort'][n]['count'] for n in '236'] == [4, 12, 10]
