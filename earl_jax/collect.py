@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from earl_jax import counterfactual
+from earl_jax import counterfactual, sharding
 from earl_jax import rollout as rollout_lib
-from earl_jax import sharding
 from earl_jax.advantages import counterfactual_advantages, group_advantages
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import Experiment
@@ -93,11 +92,12 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
     offered = np.asarray(prompts.offered)[:, environment]
     rewritten = counterfactual.choose_rewrites(rewards, config.algorithm.fraction, offered, rng).reshape(-1)
     rows = np.flatnonzero(rewritten)
-    new_rewards = np.zeros(batch, np.float32)
+    new_rewards, replaced = np.zeros(batch, np.float32), np.zeros(batch, bool)
     forced = experiment.interface.space.routing_action(environment + 1)
     shard = sharding.by_row(experiment.mesh)
     for first in range(0, len(rows), config.rollout.chunk):
-      chunk = np.full(config.rollout.chunk, rows[first], np.int32)  # the last chunk is filled up, and the filling dropped
+      # The last chunk is filled up with a row that is there already, and the filling dropped.
+      chunk = np.full(config.rollout.chunk, rows[first], np.int32)
       real = rows[first : first + config.rollout.chunk]
       chunk[: len(real)] = real
       old = jax.device_put(_take_rows(factual, chunk), shard)
@@ -109,15 +109,19 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
       new = run(chunk_prompts, chunk, rewrite_key, replay)
       results = experiment.outcomes([tasks[r // group] for r in real], [examples[r // group] for r in real], new)
       new_rewards[real] = [o.reward for o in results]
-      target = np.where(np.arange(len(chunk)) < len(real), chunk, batch)
+      kept = new_rewards[real] > rewards.reshape(-1)[real] if config.algorithm.only_gains else np.ones(len(real), bool)
+      target = np.full(len(chunk), batch, np.int32)  # rows beyond the end are dropped
+      target[: len(real)] = np.where(kept, real, batch)
+      replaced[real] = kept
       trajectory = _replace_rows(jax.tree.map(jnp.copy, trajectory) if first == 0 else trajectory, target, new)
       metrics['tokens'] += float(jnp.sum(new.end[: len(real)] - until[: len(real)]))
     flat = rewards.reshape(-1)
-    advantages = np.asarray(counterfactual_advantages(advantages, flat, new_rewards, rewritten))
+    advantages = np.asarray(counterfactual_advantages(advantages, flat, new_rewards, replaced))
     gains = (new_rewards - flat)[rewritten]
     interventions = interventions.updated(environment, gains)
     metrics |= {
         'counterfactual/rewritten': float(rewritten.mean()),
+        'counterfactual/replaced': float(replaced.mean()),
         'counterfactual/gain': float(gains.mean()) if len(gains) else 0.0,
         'counterfactual/reward': float(new_rewards[rewritten].mean()) if len(gains) else 0.0,
     }

@@ -51,16 +51,21 @@ class AlgorithmConfig:
     advantage: 'grpo', 'dr_grpo' or 'rloo'.
     counterfactual: CPO if true; plain group advantages otherwise.
     fraction: of rollouts rewritten besides those of all-zero groups.
+    only_gains: keep the factual trajectory where the counterfactual one is not better. Without it, a fraction above 0
+      pushes down everything a good policy does, the end of the episode included. Nothing changes at fraction 0.
     entropy: coefficient of the entropy bonus.
     kl: coefficient of the KL to the reference policy; 0 keeps none in memory.
     clip_low, clip_high, dual_clip: of the surrogate.
     mini_batches: optimizer steps a rollout batch is split into, by prompts.
     micro_batch: rows per forward and backward pass.
+    skip_zero: leave rows with advantage 0 out of the update. The surrogate's gradient stays the same; entropy and KL
+      of these rows are not counted.
   """
 
   advantage: str = 'grpo'
   counterfactual: bool = True
   fraction: float = 0.0
+  only_gains: bool = False
   entropy: float = 0.0
   kl: float = 0.001
   clip_low: float = 0.2
@@ -68,6 +73,7 @@ class AlgorithmConfig:
   dual_clip: float = 3.0
   mini_batches: int = 4
   micro_batch: int = 32
+  skip_zero: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +172,10 @@ def _check(config: Config) -> None:
     require(getattr(r, field) >= 1, f'rollout.{field}', getattr(r, field), 'choose a number from 1 on')
   require(r.group >= 2, 'rollout.group', r.group, 'a group advantage needs at least 2 rollouts')
   require(r.temperature > 0, 'rollout.temperature', r.temperature, 'choose a number above 0')
-  require(r.prompts * r.group % r.chunk == 0, 'rollout.chunk', r.chunk, f'choose a divisor of prompts * group = {r.prompts * r.group}')
-  require(a.advantage in ('grpo', 'dr_grpo', 'rloo'), 'algorithm.advantage', a.advantage, 'choose grpo, dr_grpo or rloo')
+  batch = r.prompts * r.group
+  require(batch % r.chunk == 0, 'rollout.chunk', r.chunk, f'choose a divisor of prompts * group = {batch}')
+  kinds = ('grpo', 'dr_grpo', 'rloo')
+  require(a.advantage in kinds, 'algorithm.advantage', a.advantage, f'choose one of {", ".join(kinds)}')
   require(0 <= a.fraction <= 1, 'algorithm.fraction', a.fraction, 'choose a number from 0 to 1')
   require(a.mini_batches >= 1 and r.prompts % a.mini_batches == 0, 'algorithm.mini_batches', a.mini_batches,
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
@@ -177,7 +185,9 @@ def _check(config: Config) -> None:
 
 
 def _plain(value: Any) -> Any:
-  return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else value
+  if not dataclasses.is_dataclass(value):
+    return value
+  return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
 
 
 def _build(cls: type, values: dict, where: str) -> Any:
@@ -190,7 +200,8 @@ def _build(cls: type, values: dict, where: str) -> Any:
     kind = hints[name]
     if dataclasses.is_dataclass(kind):
       if not isinstance(value, dict):
-        raise UserError(f'{where}.{name}={value!r}: expected a group of fields: {", ".join(typing.get_type_hints(kind))}')
+        fields = ', '.join(typing.get_type_hints(kind))
+        raise UserError(f'{where}.{name}={value!r}: expected a group of fields: {fields}')
       checked[name] = _build(kind, value, f'{where}.{name}')
       continue
     kind = typing.get_origin(kind) or kind

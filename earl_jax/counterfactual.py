@@ -51,8 +51,8 @@ def choose_rewrites(rewards: np.ndarray, fraction: float, offered: np.ndarray, r
 
   Args:
     rewards: float[G, n].
-    fraction: 0 = only groups whose rewards are all 0 (as released), 1 = every rollout (the paper's text), between = those
-      groups and each other rollout with this probability.
+    fraction: 0 = only groups whose rewards are all 0 (as released), 1 = every rollout (the paper's text); between,
+      those groups and each other rollout with this probability.
     offered: bool[G], the task offers the environment to intervene on.
     rng: host generator, seeded and saved by the caller.
   """

@@ -9,9 +9,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from earl_jax import policy
+from earl_jax import policy, sharding
 from earl_jax import rollout as rollout_lib
-from earl_jax import sharding
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import Config, UserError
 from earl_jax.environments import base as environments_base
@@ -61,7 +60,8 @@ class Experiment:
       ids = self._prompt(example.system, example.user, task.assistant_start)
       if len(ids) > length:
         raise UserError(
-            f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; choose at least that'
+            f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; '
+            'choose at least that'
         )
       start[row] = length - len(ids)
       tokens[row, start[row]:] = ids

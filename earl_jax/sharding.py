@@ -64,7 +64,9 @@ def check_rows(mesh: Mesh, rows: int, field: str) -> None:
   """Raises UserError unless `rows` can be shared out evenly."""
   parts = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % parts:
-    raise UserError(f'{field}={rows} is not divisible by data * fsdp = {parts} of the mesh; choose a multiple of {parts}')
+    raise UserError(
+        f'{field}={rows} is not divisible by data * fsdp = {parts} of the mesh; choose a multiple of {parts}'
+    )
 
 
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -82,7 +84,8 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
       if rule and size % mesh.shape[rule]:
         if name != 'kv_heads':  # fewer key/value heads than tensor shards: every shard keeps all of them
           raise UserError(
-              f'config.mesh.{rule}={mesh.shape[rule]} does not divide axis {name!r} ({size}) of {"/".join(map(str, names))}; '
+              f'config.mesh.{rule}={mesh.shape[rule]} does not divide axis {name!r} ({size}) of '
+              f'{"/".join(map(str, names))}; '
               f'choose a divisor of {size}'
           )
         rule = None

@@ -101,12 +101,23 @@ class StopSignal:
     return self._received is not None or multihost_utils.reached_preemption_sync_point(step)
 
 
-def row_order(config: Config, step: int) -> np.ndarray:
-  """int32[mini-batches, micro-batches, rows]: a random split of the prompts, then of each mini-batch's rows."""
+def row_order(config: Config, step: int, advantages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """A random split of the prompts into mini-batches, then of each mini-batch's rows into micro-batches.
+
+  Returns:
+    int32[mini-batches, micro-batches, rows], and int32[mini-batches]: how many micro-batches the update works through.
+    Under `skip_zero` rows with advantage 0 come last, and what holds only such rows is left out.
+  """
   group, minis, micro = config.rollout.group, config.algorithm.mini_batches, config.algorithm.micro_batch
   rng = np.random.default_rng([config.seed, 3, step])
   rows = rng.permutation(config.rollout.prompts)[:, None] * group + np.arange(group)
-  return np.stack([rng.permutation(r).reshape(-1, micro) for r in rows.reshape(minis, -1)]).astype(np.int32)
+  rows = rng.permuted(rows.reshape(minis, -1), axis=1)
+  counts = np.full(minis, rows.shape[1] // micro, np.int32)
+  if config.algorithm.skip_zero:
+    idle = advantages[rows] == 0
+    rows = np.take_along_axis(rows, np.argsort(idle, axis=1, kind='stable'), axis=1)
+    counts = -(-np.sum(~idle, axis=1) // micro)
+  return rows.reshape(minis, -1, micro).astype(np.int32), counts.astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch'))
@@ -181,6 +192,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           metrics_lib.write_samples(workdir, step, [experiment.render(experience.factual, row) for row in rows])
 
         trajectory = update.trim(experience.trajectory, config.rollout.prompt_length)
+        trajectory = update.trim(experience.trajectory, config.rollout.prompt_length)
         if reference is None:
           reference_scores = np.zeros(trajectory.tokens.shape, np.float32)
         else:
@@ -189,8 +201,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           )
         batch = update.Batch(trajectory, *jax.device_put((experience.advantages, reference_scores), by_row))
         state, update_metrics = update.update_step(
-            state, batch, row_order(config, step), optimizer=optimizer, config=config.algorithm,
-            mesh=experiment.mesh, **settings
+            state, batch, *row_order(config, step, experience.advantages), optimizer=optimizer,
+            config=config.algorithm, mesh=experiment.mesh, **settings,
         )
         metrics |= jax.device_get(update_metrics)
         metrics['seconds'] = time.monotonic() - began

@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import optax
 
-from earl_jax import losses
-from earl_jax import policy
+from earl_jax import losses, policy
 from earl_jax.action_space import ActionSpace
 from earl_jax.config import AlgorithmConfig, OptimizerConfig
 from earl_jax.masked import masked_sum
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.rollout import previous_hidden
+from earl_jax.sharding import by_row, tree_shardings
 from earl_jax.trajectory import Trajectory
 
 
@@ -60,6 +61,14 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
+def trim(trajectory: Trajectory, prompt_length: int, step: int = 32) -> Trajectory:
+  """Cuts off slots that no row has reached, up to a multiple of `step` after the prompt: less padding, few shapes."""
+  used = int(jnp.max(trajectory.end)) - prompt_length
+  slots = min(prompt_length + -(-used // step) * step, trajectory.tokens.shape[1])
+  by_slot = ('tokens', 'actions', 'language', 'legal', 'log_probs', 'route_scores')
+  return trajectory._replace(**{name: getattr(trajectory, name)[:, :slots] for name in by_slot})
+
+
 def score(params: policy.Params, model: ModelConfig, space: ActionSpace, trajectory: Trajectory) -> policy.Scores:
   """The policy's scores of recorded decisions, from one forward pass."""
   hidden = previous_hidden(model, params, trajectory)
@@ -96,43 +105,52 @@ def loss_and_metrics(params, batch: Batch, total, *, model: ModelConfig, space: 
   return loss, {'loss': loss} | metrics
 
 
-@functools.partial(
-    jax.jit, static_argnames=('optimizer', 'model', 'space', 'config'), donate_argnames=('state', 'batch')
-)
+@functools.partial(jax.jit, static_argnames=('optimizer', 'model', 'space', 'config', 'mesh'), donate_argnames='state')
 def update_step(
     state: TrainState,
     batch: Batch,
     order: jax.Array,
+    counts: jax.Array,
     *,
     optimizer: optax.GradientTransformation,
     model: ModelConfig,
     space: ActionSpace,
     config: AlgorithmConfig,
+    mesh: Mesh,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
 
+  State and batch lie on `mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new state does again.
+
   Args:
     order: int32[mini_batches, micro-batches, rows]: which rows go where.
+    counts: int32[mini_batches]: how many micro-batches of each are worked through. The others still count in the
+      average: leaving out rows with advantage 0 leaves the surrogate's gradient as it is.
 
   Returns:
     the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
   """
   grad = jax.grad(functools.partial(loss_and_metrics, model=model, space=space, config=config), has_aux=True)
 
-  def mini_batch(state: TrainState, order):
+  def mini_batch(state: TrainState, inputs):
+    order, count = inputs
     total = jnp.maximum(jnp.sum(batch.trajectory.decisions[order.reshape(-1)]), 1)
 
-    def micro_batch(sums, rows):
-      return jax.tree.map(jnp.add, sums, grad(state.params, jax.tree.map(lambda x: x[rows], batch), total)), None
+    def micro_batch(i, sums):
+      rows = jax.tree.map(lambda x: x[order[i]], batch)
+      return jax.tree.map(jnp.add, sums, grad(state.params, rows, total))
 
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
         jax.eval_shape(grad, state.params, jax.tree.map(lambda x: x[order[0]], batch), total),
     )
-    (grads, metrics), _ = jax.lax.scan(micro_batch, zeros, order)
-    metrics['gradient_norm'] = optax.global_norm(grads)
+    grads, metrics = jax.lax.fori_loop(0, count, micro_batch, zeros)
+    metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
-  state, metrics = jax.lax.scan(mini_batch, state, order)
+  shardings = tree_shardings(mesh, state)
+  batch = jax.lax.with_sharding_constraint(batch, by_row(mesh))
+  state, metrics = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), (order, counts))
+  state = jax.lax.with_sharding_constraint(state, shardings)
   return state, jax.tree.map(jnp.mean, metrics)

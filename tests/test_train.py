@@ -202,11 +202,23 @@ def test_reference_scores_and_kl(model, tmp_path):
 
 def test_row_order(config):
   config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompts=8))
-  rows = train.row_order(config, 3)
-  assert rows.shape == (2, 4, 4)
+  rows, counts = train.row_order(config, 3, np.zeros(32))
+  assert rows.shape == (2, 4, 4) and counts.tolist() == [4, 4]
   assert sorted(rows.reshape(-1)) == list(range(32))
   assert not set(rows[0].reshape(-1) // 4) & set(rows[1].reshape(-1) // 4)  # groups stay together
-  assert (rows != train.row_order(config, 4)).any()
+  assert (rows != train.row_order(config, 4, np.zeros(32))[0]).any()
+
+
+def test_rows_without_advantage_come_last(config):
+  algorithm = dataclasses.replace(config.algorithm, skip_zero=True)
+  config = dataclasses.replace(config, algorithm=algorithm, rollout=dataclasses.replace(config.rollout, prompts=8))
+  advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)
+  rows, counts = train.row_order(config, 3, advantages)
+  assert sorted(rows.reshape(-1)) == list(range(32))
+  for mini, count in zip(rows, counts):
+    busy = int((advantages[mini] != 0).sum())
+    assert count == -(-busy // 4)
+    assert (advantages[mini.reshape(-1)[:busy]] != 0).all()
 
 
 def make_curriculum(until, window):

@@ -79,7 +79,8 @@ class ExpandedInterface:
     space = self.space
     is_token = action < space.vocab_size
     expanded = jnp.clip(action - space.vocab_size, 0, space.num_expanded - 1)
-    tokens = jnp.zeros(self.width, jnp.int32).at[: space.descriptions.shape[1]].set(jnp.asarray(space.descriptions)[expanded])
+    description = jnp.asarray(space.descriptions)[expanded]
+    tokens = jnp.zeros(self.width, jnp.int32).at[: len(description)].set(description)
     length = jnp.asarray(space.description_lengths)[expanded]
     is_routing = ~is_token & (environment == LANGUAGE)
     after = jnp.where(is_routing, expanded + 1, environment)

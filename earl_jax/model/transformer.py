@@ -99,11 +99,16 @@ class Block(nn.Module):
       v = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
 
     b, s, n, h = q.shape
-    q = q.reshape(b, s, c.num_key_value_heads, n // c.num_key_value_heads, h)
-    scores = jnp.einsum('bskgh,btkh->bkgst', q, k).astype(jnp.float32) * h**-0.5
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
-    y = jnp.einsum('bkgst,btkh->bskgh', weights, v).reshape(b, s, n, h)
+    # The queries that share a head of keys are rows of one matrix product. The softmax is divided out after the second
+    # product, where there is less to divide.
+    groups = c.num_key_value_heads
+    q = (q * h**-0.5).reshape(b, s, groups, n // groups, h).swapaxes(1, 2).reshape(b, groups, -1, h)
+    scores = jnp.einsum('bkqh,btkh->bkqt', q, k).astype(jnp.float32).reshape(b, groups, s, n // groups, -1)
+    scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, :, None]
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    y = jnp.einsum('bkqt,btkh->bkqh', weights.astype(c.dtype).reshape(b, groups, s * n // groups, -1), v)
+    y = (y.reshape(*total.shape[:-1], h) / total).astype(c.dtype).swapaxes(1, 2).reshape(b, s, n, h)
     x = x + dense(c.hidden_size, axis=(-2, -1), use_bias=False, name='o')(y)
 
     y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)

@@ -79,7 +79,6 @@ def test_rows_are_shared_out(results, mesh):
   assert results[mesh][1]['row_shards'] == f'({16 // parts}, 128)'
 
 
-@pytest.mark.xfail(strict=True, reason='update_step leaves the shardings of its result to the compiler')
 def test_an_update_leaves_the_state_where_it_was(results):
   """Or the next step would be compiled once more, and a resumed run would be another program."""
   assert {mesh: results[mesh][1]['moved'] for mesh in MESHES} == {mesh: [] for mesh in MESHES}

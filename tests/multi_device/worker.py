@@ -43,8 +43,9 @@ def run(mesh, folder):
   made_up = jax.device_put(made_up, sharding.by_row(mesh))
   order = np.random.default_rng(0).permutation(rows).reshape(2, -1, 8).astype(np.int32)
   state, metrics = update.update_step(
-      state, update.Batch(experience.trajectory, *made_up), order, optimizer=optimizer, model=core.MODEL,
-      space=experiment.interface.space, config=experiment.config.algorithm,
+      state, update.Batch(experience.trajectory, *made_up), order, np.full(2, order.shape[1], np.int32),
+      optimizer=optimizer, model=core.MODEL, space=experiment.interface.space, config=experiment.config.algorithm,
+      mesh=mesh,
   )
   arrays = {'trajectory' + k: v for k, v in names(trajectory).items()}
   arrays |= {'factual' + k: v for k, v in names(factual).items()}
