@@ -40,10 +40,14 @@ class Segment(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """Mix of the documents: weights of n = 2 … 5 and the share of descending ones."""
+  """Mix of the documents: weights of n = 2 … 5, the share of descending ones and the variety of expression.
+
+  With `variety` 0 each relation has one plain form, the smaller or earlier item first; with 1 it has every form.
+  """
 
   sizes: tuple[float, float, float, float] = (0.1, 0.2, 0.4, 0.3)
   descending: float = 0.5
+  variety: float = 1.0
 
 
 DEFAULT = Settings()
@@ -54,6 +58,7 @@ class World:
 
   def __init__(self, rng: random.Random, settings: Settings):
     self.rng = rng
+    self.variety = settings.variety
     self.n = rng.choices((2, 3, 4, 5), settings.sizes)[0]
     names = LETTERS[: self.n] if rng.random() < 0.8 else sorted(rng.sample(LETTERS, self.n))
     self.ascending = rng.sample(names, self.n)
@@ -87,14 +92,21 @@ class World:
         self.smaller[item] |= below
 
 
-def listed(items: Sequence[str]) -> str:
-  return ' ' + ', '.join(items)
+def listed(items: Sequence[str], answer: str = '') -> list[Segment]:
+  """` C, A, B`, of which only the items can be answers: a comma shows no knowledge."""
+  first, *others = items
+  says = [Segment(f' {first}', answer)]
+  for item in others:
+    says += [Segment(','), Segment(f' {item}', answer)]
+  return says
 
 
 def relation(world: World, x: str, y: str, answer: str = '') -> list[Segment]:
   """States which of x and y is smaller, in one of several ways."""
   rng = world.rng
   low, high = sorted((x, y), key=world.rank.get)
+  if rng.random() >= world.variety:
+    return [Segment(f' {low} <'), Segment(f' {high}', answer)]
   form = rng.randrange(10)
   if form < 6:  # symbols: these read the same everywhere
     leads = (f' of {x} and {y} we know that', f' for {x} and {y} it holds that')
@@ -125,7 +137,9 @@ def follows(world: World) -> list[Segment] | None:
   x, y = world.rng.choice(pairs)
   if world.rng.random() < 0.5:
     return [Segment(world.rng.choice((' so', ' it follows that'))), *relation(world, x, y, 'relation')]
-  first, _ = sorted((x, y), key=world.order.index)
+  first, second = sorted((x, y), key=world.order.index)
+  if world.rng.random() >= world.variety:
+    return [Segment(f' so {first} comes before'), Segment(f' {second}', 'before')]
   verb = ' before' if x == first else ' after'
   return [Segment(f' so {x} comes'), Segment(verb, 'before'), Segment(f' {y}')]
 
@@ -160,20 +174,34 @@ def whole_order(world: World) -> list[Segment] | None:
   if form == 0:
     direction = world.rng.choice(DIRECTIONS)
     items = world.ascending if direction == 'ascending' else world.ascending[::-1]
-    return [Segment(f' the {direction} order is'), Segment(listed(items), 'order')]
+    return [Segment(f' the {direction} order is'), *listed(items, 'order')]
   if form == 1:
-    return [Segment(' the order asked for is'), Segment(listed(world.order), 'order')]
+    return [Segment(' the order asked for is'), *listed(world.order, 'order')]
   k = world.rng.randrange(world.n)
   return [Segment(f' {ORDINALS[k]} in the order asked for is'), Segment(f' {world.order[k]}', 'order place')]
 
 
 def new_sequence(world: World) -> list[Segment]:
   """Another situation, drawn afresh. Never one just supposed: that would read as a swap carried out."""
-  before, after = world.sequence, world.rng.sample(world.names, world.n)
-  while (before, after) in world.supposed:
-    after = world.rng.sample(world.names, world.n)
+  while (world.sequence, after := drawn(world)) in world.supposed:
+    pass
   world.sequence = after
-  return [Segment(' now the sequence is' + listed(world.sequence))]
+  return [Segment(' now the sequence is'), *listed(after)]
+
+
+def drawn(world: World) -> list[str]:
+  """A sequence that owes nothing to the one before it.
+
+  Once the order is known, 0.4 are that order, 0.3 of these with two items exchanged: by chance alone so few would be
+  in order that a model could always say `not in the order asked for`.
+  """
+  if not world.complete or world.rng.random() >= 0.4:
+    return world.rng.sample(world.names, world.n)
+  items = list(world.order)
+  if world.rng.random() < 0.3:
+    i, j = world.rng.sample(range(world.n), 2)
+    items[i], items[j] = items[j], items[i]
+  return items
 
 
 def place(world: World) -> list[Segment] | None:
@@ -196,7 +224,7 @@ def place(world: World) -> list[Segment] | None:
     ]
   if form == 2 and wrong:
     return [Segment(' not in its place is'), Segment(f' {rng.choice(wrong)}', 'misplaced')]
-  item = rng.choice(wrong) if wrong and rng.random() < 0.8 else rng.choice(world.names)
+  item = rng.choice(wrong) if wrong and rng.random() < 0.9 else rng.choice(world.names)
   holder = world.sequence[world.order.index(item)]
   return [Segment(f' in the place of {item} stands'), Segment(f' {holder}', 'holder')]
 
@@ -209,7 +237,7 @@ def change_of_places(world: World) -> list[Segment] | None:
   if after in (world.ascending, world.ascending[::-1]):
     return None
   world.supposed.append((world.sequence, after))
-  says = [Segment(f' if {x} and {y} changed places, the sequence would be'), Segment(listed(after), 'swap')]
+  says = [Segment(f' if {x} and {y} changed places, the sequence would be'), *listed(after, 'swap')]
   if world.complete and world.rng.random() < 0.5:
     right = after.index(x) == world.order.index(x)
     says += [Segment(f', with {x}'), Segment(' in its place' if right else ' not in its place', 'swap place')]
@@ -219,7 +247,7 @@ def change_of_places(world: World) -> list[Segment] | None:
 def user_message(world: World) -> list[Segment]:
   """The sequence, now and then some relations, and the direction asked for."""
   rng = world.rng
-  says = [Segment(f'The sequence is{listed(world.sequence)}.')]
+  says = [Segment('The sequence is'), *listed(world.sequence), Segment('.')]
   if rng.random() < 0.4:  # the relations come with the question
     facts = [given(world)]
     while not world.complete and rng.random() < 0.9:

@@ -56,7 +56,8 @@ def closure(facts):
 
 class Reader:
   """Follows one document. Attributes besides its state: `facts`, the new relations in the order they were given, each
-  with the pairs that were open at the time; `supposed`, (sequence before, sequence supposed)."""
+  with the pairs that were open at the time; `supposed`, (sequence before, sequence supposed); `draws`, each new
+  sequence as (the one before, the new one, the order if it is known, what was supposed of the one before)."""
 
   def __init__(self, user):
     match = re.fullmatch(
@@ -68,7 +69,7 @@ class Reader:
     self.items = sorted(self.sequence)
     assert 2 <= len(self.items) == len(set(self.items)) <= 5, user
     self.descending = 'descending' in (match[3], match[4])
-    self.relations, self.facts, self.sequences, self.supposed = set(), [], [self.sequence], []
+    self.relations, self.facts, self.supposed, self.draws = set(), [], [], []
     for fact in re.split(r', (?!the (?:smaller|larger) one)', match[2]) if match[2] else ():
       pair = relation(fact)
       assert pair, f'no relation: {fact!r}'
@@ -127,8 +128,9 @@ def _comes(reader, x, word, y):
 
 def _now(reader, items):
   before, reader.sequence = reader.sequence, items.split(', ')
-  assert (before, reader.sequence) not in reader.supposed, 'a swap, supposed and then carried out'
-  reader.sequences.append(reader.sequence)
+  supposed = [after for old, after in reader.supposed if old == before]
+  assert reader.sequence not in supposed, 'a swap, supposed and then carried out'
+  reader.draws.append((before, reader.sequence, reader.order if reader.complete else None, supposed))
   return sorted(reader.sequence) == reader.items
 
 

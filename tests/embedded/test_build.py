@@ -82,7 +82,22 @@ def test_batch_pads_with_minus_one(tokenizer):
   for row, index in enumerate(range(5, 9)):
     ids, answers = documents(0, index, corpus.DEFAULT)
     assert tokens[row, :len(ids)].tolist() == ids and (tokens[row, len(ids):] == -1).all()
-    assert kinds[row] == answers
+    assert kinds[row].tolist() == answers + [''] * (build.LENGTH - len(answers))
+
+
+def test_an_answer_weighs_more_than_free_text(tokenizer):
+  tokens, kinds = build.Documents(tokenizer).batch(0, 0, 12, corpus.DEFAULT)
+  parts = build.split(tokens, kinds)
+  assert [part.tokens.shape for part in parts] == [(4, width) for width in build.WIDTHS]
+  lengths = [(part.tokens >= 0).sum(axis=1) for part in parts]
+  assert (np.diff(np.concatenate(lengths)) >= 0).all()  # less padding
+  for part in parts:
+    for ids, weights, orders in zip(*part):
+      row = np.flatnonzero((tokens[:, :ids.size] == ids).all(axis=1))[0]
+      kind = kinds[row, :ids.size]
+      np.testing.assert_array_equal(weights, np.select([ids < 0, kind != ''], [0.0, 1.0], 0.15).astype(np.float32))
+      assert orders.tolist() == [k in ('order', 'order place') for k in kind]
+  assert any(part.orders.any() for part in parts)
 
 
 def test_padding_has_no_loss(tokenizer):
@@ -99,19 +114,53 @@ def test_padding_has_no_loss(tokenizer):
 
 
 def test_easier_documents_first():
-  first, last = build.settings_at(0.0), build.settings_at(1.0)
-  assert first.sizes[3] == 0 and first.descending < 0.2
-  np.testing.assert_allclose((*last.sizes, last.descending), (*corpus.DEFAULT.sizes, corpus.DEFAULT.descending))
+  assert build.Curriculum(0.0).settings == corpus.Settings((0.5, 0.5, 0.0, 0.0), descending=0.0, variety=0.0)
+  assert build.Curriculum(0.5).settings == corpus.Settings((0.3, 0.35, 0.2, 0.15), descending=0.375, variety=1.0)
+  assert build.Curriculum(1.0).settings == corpus.DEFAULT
+
+
+def test_documents_grow_only_while_orders_come_out_right():
+  curriculum = build.Curriculum()
+  for _ in range(200):
+    curriculum = curriculum.after(85, 100)
+  np.testing.assert_allclose(curriculum, (0.0, 0.85), atol=2e-3)
+  assert curriculum.after(0, 0) == curriculum  # a batch without orders says nothing
+  grew = 0
+  for _ in range(100):
+    before, curriculum = curriculum, curriculum.after(9, 10)
+    grew += curriculum.progress > before.progress
+    assert (curriculum.progress > before.progress) == (curriculum.accuracy > 0.88)
+  assert 60 < grew < 100
+  np.testing.assert_allclose(curriculum.progress, grew / 1200)
+  assert build.Curriculum(0.9999, 1.0).after(1, 1).progress == 1.0
+
+
+@pytest.mark.parametrize('step, finished, share', [
+    (1, 0.0, 1 / 200), (200, 0.0, 1.0), (1800, 0.0, 1.0), (2000, 0.5, 0.5), (4800, 1.0, 0.0), (100, 0.5, 0.25),
+])
+def test_learning_rate_falls_on_the_final_mix_only(step, finished, share):
+  np.testing.assert_allclose(build.rate_at(step, finished), share, atol=1e-9)
 
 
 @pytest.fixture
 def train(monkeypatch):
-  """`build.train` of a tiny model."""
+  """`build.train` of a tiny model that any accuracy satisfies."""
   shape = dict(
       hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
   )
-  monkeypatch.setattr(build, 'SHAPE', shape)
+  for name, value in dict(SHAPE=shape, GATE=-1.0, GROWTH=0.5, WARM_UP=1).items():
+    monkeypatch.setattr(build, name, value)
   return functools.partial(build.train, batch=3 * DEVICES)
+
+
+def test_final_steps_follow_the_curriculum(train, tmp_path, monkeypatch):
+  mixes = []
+  batch = build.Documents.batch
+  monkeypatch.setattr(build.Documents, 'batch', lambda self, seed, *rest: (
+      batch(self, seed, *rest), seed != build.HELD_OUT and mixes.append(rest[-1]))[0])
+  train(tmp_path, steps=3, seed=0, learning_rate=1e-2)
+  easy, middle, final = (build.Curriculum(p).settings for p in (0.0, 0.5, 1.0))
+  assert mixes == [easy] * (build.LAG + 1) + [middle] + [final] * 3
 
 
 def test_two_steps_write_a_checkpoint_to_go_on_from(train, tmp_path):
@@ -119,7 +168,7 @@ def test_two_steps_write_a_checkpoint_to_go_on_from(train, tmp_path):
   tokenizer, config = tokenizer_lib.load_tokenizer(tmp_path / 'base'), hf.read_config(tmp_path / 'base')
   params = hf.load_params(tmp_path / 'base', config)
   chex.assert_trees_all_equal_shapes_and_dtypes(params, transformer.init_params(config, jax.random.key(0)))
-  assert config.vocab_size == len(tokenizer)
+  assert config.vocab_size % build.MULTIPLE == 0 and 0 <= config.vocab_size - len(tokenizer) < build.MULTIPLE
   assert np.abs(params['final_norm']['scale'] - 1).max() > 1e-3  # it has learned
 
   # A rate of 0 moves nothing: what comes out is what it went on from.
