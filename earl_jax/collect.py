@@ -114,7 +114,7 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
       target[: len(real)] = np.where(kept, real, batch)
       replaced[real] = kept
       trajectory = _replace_rows(jax.tree.map(jnp.copy, trajectory) if first == 0 else trajectory, target, new)
-      metrics['tokens'] += float(jnp.sum(new.end[: len(real)] - until[: len(real)]))
+      metrics['tokens'] += float(np.sum((np.asarray(new.end) - np.asarray(until))[: len(real)]))
     flat = rewards.reshape(-1)
     advantages = np.asarray(counterfactual_advantages(advantages, flat, new_rewards, replaced))
     gains = (new_rewards - flat)[rewritten]

@@ -153,7 +153,7 @@ class Curriculum(NamedTuple):
   def settings(self) -> corpus.Settings:
     p, final = self.progress, corpus.DEFAULT
     sizes = tuple((1 - p) * a + p * b for a, b in zip((0.5, 0.5, 0.0, 0.0), final.sizes))
-    return corpus.Settings(sizes, final.descending * min(1.0, 1.5 * p), final.variety * min(1.0, 2 * p))
+    return corpus.Settings(sizes, final.descending * min(1.0, 1.5 * p), final.variety * min(1.0, 2 * p), brief=p == 1.0)
 
   def after(self, right: int, count: int) -> 'Curriculum':
     """After a batch with `count` items of orders, of which the model had `right`."""

@@ -43,11 +43,14 @@ class Settings(NamedTuple):
   """Mix of the documents: weights of n = 2 … 5, the share of descending ones and the variety of expression.
 
   With `variety` 0 each relation has one plain form, the smaller or earlier item first; with 1 it has every form.
+  `brief` documents may end after any statement, and say more often what the words mean: a model of long ones alone goes
+  on and on before it ends a turn, and hardly knows how to begin a sentence with ` compare`.
   """
 
   sizes: tuple[float, float, float, float] = (0.1, 0.2, 0.4, 0.3)
   descending: float = 0.5
   variety: float = 1.0
+  brief: bool = False
 
 
 DEFAULT = Settings()
@@ -58,7 +61,7 @@ class World:
 
   def __init__(self, rng: random.Random, settings: Settings):
     self.rng = rng
-    self.variety = settings.variety
+    self.variety, self.brief = settings.variety, settings.brief
     self.n = rng.choices((2, 3, 4, 5), settings.sizes)[0]
     names = LETTERS[: self.n] if rng.random() < 0.8 else sorted(rng.sample(LETTERS, self.n))
     self.ascending = rng.sample(names, self.n)
@@ -268,7 +271,8 @@ def user_message(world: World) -> list[Segment]:
 
 def glossary(world: World) -> list[Segment]:
   """What a word means."""
-  return [Segment(world.rng.choice(GLOSSARY))]
+  weights = [4 if world.brief and line.startswith((' compare', ' swap')) else 1 for line in GLOSSARY]
+  return [Segment(world.rng.choices(GLOSSARY, weights)[0])]
 
 
 def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[Segment], list[Segment]]:
@@ -278,14 +282,16 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   user = user_message(world)
   says = []
   ends = rng.choice((('.',), ('\n',), ('.', '\n')))
-  for _ in range(rng.randint(7, 15)):
+  left = min(rng.randint(1, 15), rng.randint(1, 15)) if world.brief else rng.randint(7, 15)
+  while left:
     kinds, weights = zip(
         (given, 0 if world.complete else 8), (follows, 1.5), (knowledge, 3), (whole_order, 2.5), (place, 4),
-        (new_sequence, 1), (change_of_places, 0.8), (glossary, 0.5),
+        (new_sequence, 1), (change_of_places, 0.8), (glossary, 1.5 if world.brief else 0.5),
     )
     statement = rng.choices(kinds, weights)[0](world)
     if statement:
       says += [*statement, Segment(rng.choice(ends))]
+      left -= 1
   return user, says
 
 

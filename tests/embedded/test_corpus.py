@@ -45,10 +45,11 @@ def test_every_form_occurs(documents):
 
 @hypothesis.given(
     seed=st.integers(0), index=st.integers(0), descending=st.floats(0, 1), variety=st.floats(0, 1),
+    brief=st.booleans(),
     sizes=st.tuples(*[st.floats(0, 1)] * 4).filter(lambda weights: sum(weights) > 0.01),
 )
-def test_true_whatever_the_mix(seed, index, descending, variety, sizes):
-  checker.check(*map(text, corpus.document(seed, index, corpus.Settings(sizes, descending, variety))))
+def test_true_whatever_the_mix(seed, index, descending, variety, brief, sizes):
+  checker.check(*map(text, corpus.document(seed, index, corpus.Settings(sizes, descending, variety, brief))))
 
 
 def test_deterministic():
