@@ -57,7 +57,7 @@ class Experiment:
     tokens = np.full((len(examples), length), self.tokenizer.pad_token_id or 0, np.int32)
     start = np.zeros(len(examples), np.int32)
     for row, (task, example) in enumerate(zip(tasks, examples)):
-      ids = self._prompt(example.system, example.user, task.assistant_start)
+      ids = _cached_prompt(self.tokenizer, example.system, example.user, task.assistant_start)
       if len(ids) > length:
         raise UserError(
             f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; '
@@ -74,9 +74,6 @@ class Experiment:
         offered=np.array([[name in task.environments for name in names] for task in tasks]),
     )
     return jax.device_put(prompts, sharding.by_row(self.mesh))
-
-  def _prompt(self, system: str, user: str, assistant: str) -> list[int]:
-    return _cached_prompt(self.tokenizer, system, user, assistant)
 
   def rollout(self, params, prompts, row_ids, key, replay=None, *, group=1, temperature=1.0) -> Trajectory:
     """`rollout.rollout` with this run's shapes; rows are shared out over the mesh."""
@@ -120,9 +117,8 @@ class Experiment:
     return text + (']' if open_call else '')
 
 
-@functools.lru_cache(maxsize=100_000)
-def _cached_prompt(tokenizer, system: str, user: str, assistant: str) -> list[int]:
-  return tokenizer_lib.chat_prompt(tokenizer, system, user, assistant)
+# Chat templates are slow, and a small task asks the same few questions again and again.
+_cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
 
 
 def set_up(config: Config) -> tuple[Experiment, policy.Params]:

@@ -1,4 +1,4 @@
-"""Reductions under a mask: everything that averages over a part of an array does it here."""
+"""Sums under a mask: everything that sums over a part of an array does it here."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,3 @@ NEGATIVE = -1e30  # stands for log 0: far below any logit, and finite, so that n
 def masked_sum(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
   """Sum of x where mask is True; entries outside may be anything, NaN included."""
   return jnp.sum(jnp.where(mask, x, 0.0), axis=axis)
-
-
-def masked_mean(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
-  """Mean of x where mask is True; 0 where nothing is."""
-  return masked_sum(x, mask, axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
