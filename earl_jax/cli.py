@@ -7,14 +7,11 @@ import pathlib
 import sys
 import traceback
 
-# Read by transformers when it is imported, later than this module: no word about a PyTorch that nobody needs.
-os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+from absl import flags, logging
+import jax
 
-from absl import flags, logging  # noqa: E402
-import jax  # noqa: E402
-
-from earl_jax import config as config_lib  # noqa: E402
-from earl_jax.config import Config, UserError  # noqa: E402
+from earl_jax import config as config_lib
+from earl_jax.config import Config, UserError
 
 __all__ = ['prepare_jax', 'run']
 

@@ -17,7 +17,9 @@ from earl_jax.trajectory import Trajectory
 
 
 class Experience(NamedTuple):
-  """Attributes:
+  """What a step learns from.
+
+  Attributes:
     trajectory: [B, T, …], rewritten where CPO did so.
     advantages: float32[B].
     interventions: the CPO averages afterwards.
@@ -56,12 +58,77 @@ def draw(experiment: Experiment, stage: int, step: int) -> tuple[list[Task], lis
   return chosen, [task.example(config.seed, 'train', first + i) for i, task in enumerate(chosen)]
 
 
+class Rewrites(NamedTuple):
+  """The counterfactual half of a batch. Arrays on the host.
+
+  Attributes:
+    environment: 0-based, the one intervened on.
+    trajectory: [B, T, …]: the counterfactual episode where `replaced`, elsewhere the factual one.
+    rewritten: bool[B], rows that were continued anew.
+    replaced: bool[B], those of them that take the factual row's place.
+    rewards: float32[B], of the counterfactual episodes; 0 elsewhere.
+    tokens: decoded for them.
+  """
+
+  environment: int
+  trajectory: Trajectory
+  rewritten: np.ndarray
+  replaced: np.ndarray
+  rewards: np.ndarray
+  tokens: int
+
+
+def rewrite(
+    experiment: Experiment, run, prompts, tasks: list[Task], examples: list[Example], factual: Trajectory,
+    rewards: np.ndarray, interventions: Interventions, step: int, key: jax.Array,
+) -> Rewrites:
+  """Continues chosen rollouts from a forced routing action (method.md, section 3, CPO steps 1 to 4).
+
+  Args:
+    run: rollout of (prompts, row ids, key, replay).
+    tasks, examples: one of each per prompt.
+    rewards: float32[G, n] of the factual rollouts.
+    key: of the positions and the continuations.
+  """
+  config, (count, group) = experiment.config, rewards.shape
+  batch = count * group
+  position_key, rollout_key = jax.random.split(key)
+  rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, 2, step])))
+  offered = np.asarray(prompts.offered)
+  environment = int(rng.choice(len(interventions.gains), p=interventions.probabilities(offered.any(axis=0))))
+  rewritten = counterfactual.choose_rewrites(rewards, config.algorithm.fraction, offered[:, environment], rng)
+  rows = np.flatnonzero(rewritten)
+  new_rewards, replaced = np.zeros(batch, np.float32), np.zeros(batch, bool)
+  forced = experiment.interface.space.routing_action(environment + 1)
+  shard = sharding.by_row(experiment.mesh)
+  trajectory, tokens = factual, 0
+  for first in range(0, len(rows), config.rollout.chunk):
+    # The last chunk is filled up with a row that is there already, and the filling dropped.
+    chunk = np.full(config.rollout.chunk, rows[first], np.int32)
+    real = rows[first : first + config.rollout.chunk]
+    chunk[: len(real)] = real
+    old = jax.device_put(_take_rows(factual, chunk), shard)
+    until = counterfactual.choose_positions(
+        position_key, old.route_scores[..., environment], chunk, prompt_length=config.rollout.prompt_length
+    )
+    replay = rollout_lib.Replay(old.actions, until, jnp.full_like(until, forced))
+    new = run(jax.device_put(_take_rows(prompts, chunk // group), shard), chunk, rollout_key, replay)
+    results = experiment.outcomes([tasks[r // group] for r in real], [examples[r // group] for r in real], new)
+    new_rewards[real] = [o.reward for o in results]
+    gained = new_rewards[real] > rewards.reshape(-1)[real]
+    replaced[real] = gained if config.algorithm.only_gains else True
+    target = np.full(len(chunk), batch, np.int32)  # rows beyond the end are dropped
+    target[: len(real)] = np.where(replaced[real], real, batch)
+    trajectory = _replace_rows(jax.tree.map(jnp.copy, trajectory) if first == 0 else trajectory, target, new)
+    tokens += int(np.sum((np.asarray(new.end) - np.asarray(until))[: len(real)]))
+  return Rewrites(environment, trajectory, rewritten.reshape(-1), replaced, new_rewards, tokens)
+
+
 def collect(experiment: Experiment, params, stage: int, step: int, interventions: Interventions) -> Experience:
   """Rolls out, scores and, under CPO, rewrites one batch. All randomness comes from (config.seed, step)."""
   config = experiment.config
-  group, length = config.rollout.group, config.rollout.prompt_length
-  key = jax.random.fold_in(jax.random.key(config.seed), step)
-  rollout_key, position_key, rewrite_key = jax.random.split(key, 3)
+  group = config.rollout.group
+  rollout_key, rewrite_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
 
   tasks, examples = draw(experiment, stage, step)
   prompts = experiment.encode_prompts(tasks, examples)
@@ -73,12 +140,13 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
   rewards = np.array([o.reward for o in outcomes], np.float32).reshape(-1, group)
   advantages = np.asarray(group_advantages(rewards, config.algorithm.advantage)).reshape(-1)
 
+  lengths = np.asarray(factual.end) - config.rollout.prompt_length
   metrics = {
       'reward': float(rewards.mean()),
       'zero_reward_groups': float(np.mean(np.all(rewards == 0, axis=1))),
-      'response_length': float(jnp.mean(factual.end)) - length,
+      'response_length': float(lengths.mean()),
       'unfinished': 1 - float(jnp.mean(factual.finished)),
-      'tokens': float(jnp.sum(factual.end) - batch * length),
+      'tokens': float(lengths.sum()),
   }
   exact = _mean_by(by_row(t.label for t in tasks), [o.exact for o in outcomes])
   metrics['exact'] = float(np.mean([o.exact for o in outcomes]))
@@ -87,43 +155,17 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
   metrics |= {name: float(np.mean([o.metrics[name] for o in outcomes if name in o.metrics])) for name in names}
 
   if config.algorithm.counterfactual:
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, 2, step])))
-    environment = int(rng.choice(len(interventions.gains), p=interventions.probabilities()))
-    offered = np.asarray(prompts.offered)[:, environment]
-    rewritten = counterfactual.choose_rewrites(rewards, config.algorithm.fraction, offered, rng).reshape(-1)
-    rows = np.flatnonzero(rewritten)
-    new_rewards, replaced = np.zeros(batch, np.float32), np.zeros(batch, bool)
-    forced = experiment.interface.space.routing_action(environment + 1)
-    shard = sharding.by_row(experiment.mesh)
-    for first in range(0, len(rows), config.rollout.chunk):
-      # The last chunk is filled up with a row that is there already, and the filling dropped.
-      chunk = np.full(config.rollout.chunk, rows[first], np.int32)
-      real = rows[first : first + config.rollout.chunk]
-      chunk[: len(real)] = real
-      old = jax.device_put(_take_rows(factual, chunk), shard)
-      until = counterfactual.choose_positions(
-          position_key, old.route_scores[..., environment], chunk, prompt_length=length
-      )
-      replay = rollout_lib.Replay(old.actions, until, jnp.full_like(until, forced))
-      chunk_prompts = jax.device_put(_take_rows(prompts, chunk // group), shard)
-      new = run(chunk_prompts, chunk, rewrite_key, replay)
-      results = experiment.outcomes([tasks[r // group] for r in real], [examples[r // group] for r in real], new)
-      new_rewards[real] = [o.reward for o in results]
-      kept = new_rewards[real] > rewards.reshape(-1)[real] if config.algorithm.only_gains else np.ones(len(real), bool)
-      target = np.full(len(chunk), batch, np.int32)  # rows beyond the end are dropped
-      target[: len(real)] = np.where(kept, real, batch)
-      replaced[real] = kept
-      trajectory = _replace_rows(jax.tree.map(jnp.copy, trajectory) if first == 0 else trajectory, target, new)
-      metrics['tokens'] += float(np.sum((np.asarray(new.end) - np.asarray(until))[: len(real)]))
-    flat = rewards.reshape(-1)
-    advantages = np.asarray(counterfactual_advantages(advantages, flat, new_rewards, replaced))
-    gains = (new_rewards - flat)[rewritten]
-    interventions = interventions.updated(environment, gains)
+    new = rewrite(experiment, run, prompts, tasks, examples, factual, rewards, interventions, step, rewrite_key)
+    trajectory, flat = new.trajectory, rewards.reshape(-1)
+    advantages = np.asarray(counterfactual_advantages(advantages, flat, new.rewards, new.replaced))
+    gains = (new.rewards - flat)[new.rewritten]
+    interventions = interventions.updated(new.environment, gains)
+    metrics['tokens'] += new.tokens
     metrics |= {
-        'counterfactual/rewritten': float(rewritten.mean()),
-        'counterfactual/replaced': float(replaced.mean()),
+        'counterfactual/rewritten': float(new.rewritten.mean()),
+        'counterfactual/replaced': float(new.replaced.mean()),
         'counterfactual/gain': float(gains.mean()) if len(gains) else 0.0,
-        'counterfactual/reward': float(new_rewards[rewritten].mean()) if len(gains) else 0.0,
+        'counterfactual/reward': float(new.rewards[new.rewritten].mean()) if len(gains) else 0.0,
     }
     for name, gain in zip((e.spec.name for e in experiment.interface.environments), interventions.gains):
       metrics[f'counterfactual/average_gain/{name}'] = float(gain)

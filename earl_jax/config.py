@@ -28,7 +28,9 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-  """Attributes:
+  """How episodes are sampled.
+
+  Attributes:
     prompts: problems a step.
     group: rollouts of each problem.
     prompt_length: slots of the prompt; longer prompts are an error.
@@ -47,7 +49,9 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
-  """Attributes:
+  """What an update does with them: GRPO, or CPO on top of it.
+
+  Attributes:
     advantage: 'grpo', 'dr_grpo' or 'rloo'.
     counterfactual: CPO if true; plain group advantages otherwise.
     fraction: of rollouts rewritten besides those of all-zero groups.

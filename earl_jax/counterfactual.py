@@ -29,12 +29,15 @@ class Interventions(NamedTuple):
   def initial(cls, environments: int) -> 'Interventions':
     return cls(np.full(environments, INITIAL_GAIN))
 
-  def probabilities(self) -> np.ndarray:
-    """Softmax over the positive parts divided by their maximum; uniform when none is positive."""
-    positive = np.maximum(self.gains, 0.0)
-    if not positive.max() > 0:
-      return np.full(len(positive), 1 / len(positive))
-    weights = np.exp(positive / positive.max())
+  def probabilities(self, offered: np.ndarray) -> np.ndarray:
+    """Softmax over the positive parts divided by their maximum; uniform when none is positive.
+
+    Among the environments that some task of the batch offers, bool[R]: on the others nothing can be forced.
+    """
+    offered = offered | ~np.any(offered)  # where there is none, any will do: no rollout will be rewritten
+    positive = np.where(offered, np.maximum(self.gains, 0.0), 0.0)
+    weights = np.exp(positive / positive.max()) if positive.max() > 0 else np.ones(len(positive))
+    weights = np.where(offered, weights, 0.0)
     return weights / weights.sum()
 
   def updated(self, environment: int, gains: np.ndarray) -> 'Interventions':

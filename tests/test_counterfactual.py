@@ -100,16 +100,16 @@ def test_rewrites_of_half():
 def test_interventions_worked_out_by_hand():
   start = Interventions.initial(2)
   np.testing.assert_array_equal(start.gains, [0.001, 0.001])
-  np.testing.assert_allclose(start.probabilities(), [0.5, 0.5])
+  np.testing.assert_allclose(start.probabilities(np.ones(2, bool)), [0.5, 0.5])
 
   first = start.updated(0, np.array([1.0, 0.0, 0.5]))
   np.testing.assert_allclose(first.gains, [0.0509, 0.001])  # 0.9 · 0.001 + 0.1 · 0.5
   e, other = math.e, math.exp(0.001 / 0.0509)
-  np.testing.assert_allclose(first.probabilities(), [e / (e + other), other / (e + other)])
+  np.testing.assert_allclose(first.probabilities(np.ones(2, bool)), [e / (e + other), other / (e + other)])
 
   second = first.updated(1, np.array([-1.0]))
   np.testing.assert_allclose(second.gains, [0.0509, -0.0991])
-  np.testing.assert_allclose(second.probabilities(), [e / (e + 1), 1 / (e + 1)])  # what is negative counts as 0
+  np.testing.assert_allclose(second.probabilities(np.ones(2, bool)), [e / (e + 1), 1 / (e + 1)])  # negative: 0
   np.testing.assert_array_equal(start.gains, [0.001, 0.001])  # the old one is left as it was
 
 
@@ -120,4 +120,15 @@ def test_interventions_without_a_rewrite():
 
 @pytest.mark.parametrize('gains', [[-0.1, -0.2, 0.0], [0.0, 0.0, 0.0]])
 def test_interventions_uniform_when_nothing_gains(gains):
-  np.testing.assert_allclose(Interventions(np.array(gains)).probabilities(), np.full(3, 1 / 3))
+  np.testing.assert_allclose(Interventions(np.array(gains)).probabilities(np.ones(3, bool)), np.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize('offered, wanted', [
+    ([True, False, True], [1 / (1 + math.e), 0, math.e / (1 + math.e)]),
+    ([False, True, False], [0, 1, 0]),
+    ([True, True, False], [0.5, 0.5, 0]),  # the others' gains do not count
+    ([False, False, False], [1 / (2 + math.e), 1 / (2 + math.e), math.e / (2 + math.e)]),  # nothing will be rewritten
+])
+def test_interventions_only_where_something_is_offered(offered, wanted):
+  gains = Interventions(np.array([-0.1, -0.2, 0.3]))
+  np.testing.assert_allclose(gains.probabilities(np.array(offered)), wanted)

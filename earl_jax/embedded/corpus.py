@@ -150,22 +150,30 @@ def follows(world: World) -> list[Segment] | None:
 def knowledge(world: World) -> list[Segment] | None:
   """Which relations are known, and which are not."""
   rng = world.rng
-  if rng.random() < 0.25:
+  if rng.random() < 0.5:
     return [Segment(' the whole order is'), Segment(' known' if world.complete else ' not known', 'known')]
-  if rng.random() < 0.7:
-    known = rng.random() < 0.15
-    pairs = world.pairs(known)
-    if not pairs:
-      return None
-    x, y = rng.choice(pairs)
-    kind = 'known pair' if known else 'unknown pair'
-    lead = ' known is how' if known else rng.choice((' not known is how', ' it is not known how'))
-    first, second = Segment(f' {x}', kind), Segment(f' {y}', kind)
-    return [Segment(lead), first, Segment(' and'), second, Segment(' stand to each other')]
   x, y = rng.choice(world.pairs(rng.random() < 0.5) or world.pairs(True) or world.pairs(False))
   return [
       Segment(f' how {x} and {y} stand to each other is'),
       Segment(' known' if world.known(x, y) else ' not known', 'known'),
+  ]
+
+
+def state(world: World) -> list[Segment]:
+  """How matters stand: a pair that is undecided or, once the order is known, an item out of place, or that none is."""
+  if not world.complete:
+    x, y = world.rng.choice(world.pairs(known=False))
+    return [
+        Segment(' undecided', 'state'), Segment(' are'), Segment(f' {x}', 'undecided'), Segment(' and'),
+        Segment(f' {y}', 'undecided'),
+    ]
+  wrong = [x for x, y in zip(world.sequence, world.order) if x != y]
+  if not wrong:
+    return [Segment(' nothing', 'state'), Segment(' is misplaced')]
+  item = world.rng.choice(wrong)
+  return [
+      Segment(' misplaced', 'state'), Segment(' is'), Segment(f' {item}', 'misplaced'), Segment(' and'),
+      Segment(f' {world.sequence[world.order.index(item)]}', 'holder'), Segment(' stands where it belongs'),
   ]
 
 
@@ -214,7 +222,7 @@ def place(world: World) -> list[Segment] | None:
   if not world.complete or rng.random() < 0.1:
     return [Segment(f' {ORDINALS[k]} in the sequence is'), Segment(f' {world.sequence[k]}', 'place')]
   wrong = [x for x, y in zip(world.sequence, world.order) if x != y]
-  form = rng.randrange(6)
+  form = rng.randrange(4)
   if form == 0:
     return [
         Segment(' the sequence is'),
@@ -225,8 +233,6 @@ def place(world: World) -> list[Segment] | None:
         Segment(f' {world.sequence[k]} is'),
         Segment(' not in its place' if world.sequence[k] in wrong else ' in its place', 'in place'),
     ]
-  if form == 2 and wrong:
-    return [Segment(' not in its place is'), Segment(f' {rng.choice(wrong)}', 'misplaced')]
   item = rng.choice(wrong) if wrong and rng.random() < 0.9 else rng.choice(world.names)
   holder = world.sequence[world.order.index(item)]
   return [Segment(f' in the place of {item} stands'), Segment(f' {holder}', 'holder')]
@@ -285,8 +291,8 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   left = min(rng.randint(1, 15), rng.randint(1, 15)) if world.brief else rng.randint(7, 15)
   while left:
     kinds, weights = zip(
-        (given, 0 if world.complete else 8), (follows, 1.5), (knowledge, 3), (whole_order, 2.5), (place, 4),
-        (new_sequence, 1), (change_of_places, 0.8), (glossary, 1.5 if world.brief else 0.5),
+        (given, 0 if world.complete else 8), (state, 6), (follows, 1.5), (knowledge, 1), (whole_order, 2), (place, 2),
+        (new_sequence, 1.5), (change_of_places, 0.8), (glossary, 1.5 if world.brief else 0.5),
     )
     statement = rng.choices(kinds, weights)[0](world)
     if statement:

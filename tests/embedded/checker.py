@@ -149,9 +149,10 @@ FORMS = [
     (rf'so ({ITEM}) comes (before|after) ({ITEM})', _comes),
     (r'(?:so|it follows that) (.*)', _follows),
     (r'the whole order is (not )?known', lambda r, no: r.complete == (no is None)),
-    (rf'(?:not known is|it is not known) how ({ITEM}) and ({ITEM}) stand to each other',
-     lambda r, x, y: not r.known(x, y)),
-    (rf'known is how ({ITEM}) and ({ITEM}) stand to each other', lambda r, x, y: r.known(x, y)),
+    (rf'undecided are ({ITEM}) and ({ITEM})', lambda r, x, y: not r.known(x, y)),
+    (rf'misplaced is ({ITEM}) and ({ITEM}) stands where it belongs',
+     lambda r, x, y: x != y and r.sequence[r.order.index(x)] == y),
+    (r'nothing is misplaced', lambda r: r.sequence == r.order),
     (rf'how ({ITEM}) and ({ITEM}) stand to each other is (not )?known',
      lambda r, x, y, no: r.known(x, y) == (no is None)),
     (r'the (ascending|descending) order is (.*)', lambda r, word, items: (
@@ -162,7 +163,6 @@ FORMS = [
     (rf'(\w+) in the sequence is ({ITEM})', lambda r, nth, x: r.sequence[ORDINALS.index(nth)] == x),
     (r'the sequence is (not )?in the order asked for', lambda r, no: (r.sequence == r.order) == (no is None)),
     (rf'({ITEM}) is (not )?in its place', _in_place),
-    (rf'not in its place is ({ITEM})', lambda r, x: r.sequence.index(x) != r.order.index(x)),
     (rf'in the place of ({ITEM}) stands ({ITEM})', lambda r, x, y: r.sequence[r.order.index(x)] == y),
     (rf'if ({ITEM}) and ({ITEM}) changed places, the sequence would be ({ITEM}(?:, {ITEM})*)'
      rf'(?:, with ({ITEM}) (not )?in its place)?', _supposed),
