@@ -22,8 +22,8 @@ def get_config():
   config.rollout.prompts = 16
   config.rollout.group = 16
   config.rollout.prompt_length = 56
-  config.rollout.response_length = 96
-  config.rollout.chunk = 64
+  config.rollout.response_length = 128
+  config.rollout.chunk = 128
   # Counterfactuals for half of all rollouts, not only for dead groups: with three items a guess is right often enough
   # that hardly any group is dead.
   config.algorithm.fraction = 0.5
@@ -31,6 +31,6 @@ def get_config():
   config.algorithm.entropy = 0.02
   config.algorithm.kl = 0.0
   config.algorithm.skip_zero = True
-  config.optimizer.learning_rate = 8e-4
+  config.optimizer.learning_rate = 6e-4
   config.optimizer.weight_decay = 0.0
   return config

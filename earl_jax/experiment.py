@@ -20,6 +20,8 @@ from earl_jax.model.transformer import ModelConfig
 from earl_jax.tasks.base import Example, make_task, Outcome, Task
 from earl_jax.trajectory import Trajectory
 
+# Rows to go on with when the others have ended. On several devices rows stay where they are.
+FEWEST = 16
 EMBEDDED = pathlib.Path(__file__).parent / 'embedded' / 'checkpoint'
 
 
@@ -81,7 +83,7 @@ class Experiment:
     return rollout_lib.rollout(
         params, prompts, jax.device_put(np.asarray(row_ids, np.int32), by_row), key, replay, config=self.model,
         interface=self.interface, eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id or 0, group=group,
-        slots=self.slots, temperature=temperature,
+        slots=self.slots, temperature=temperature, fewest=FEWEST if self.mesh.size == 1 else None,
     )
 
   def outcomes(self, tasks: list[Task], examples: list[Example], trajectory: Trajectory) -> list[Outcome]:

@@ -54,6 +54,7 @@ class DecodeState(NamedTuple):
 
   Attributes:
     slot: int32[], the slot written in this pass.
+    keys: key[B]; offered: bool[B, R]; replay: as given. They stay as they are.
     hidden: dtype[B, D], final hidden state of the token at slot - 1.
     cache: KVCache.
     environment: int32[B], where each row is; 0 = language.
@@ -64,6 +65,9 @@ class DecodeState(NamedTuple):
   """
 
   slot: jax.Array
+  keys: jax.Array
+  offered: jax.Array
+  replay: Replay | None
   hidden: jax.Array
   cache: transformer.KVCache
   environment: jax.Array
@@ -78,13 +82,38 @@ def select(condition: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
+def take_rows(state: DecodeState, rows: jax.Array) -> DecodeState:
+  """The state of some rows alone."""
+  by_row = jax.tree.map(lambda x: x[rows], state._replace(slot=(), cache=()))
+  return by_row._replace(slot=state.slot, cache=jax.tree.map(lambda x: x[:, rows], state.cache))
+
+
 def _write(array: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
   """array[:, slot] = column."""
   return jax.lax.dynamic_update_slice_in_dim(array, column[:, None].astype(array.dtype), slot, axis=1)
 
 
+def read_prompts(
+    config: transformer.ModelConfig, params: policy.Params, tokens: jax.Array, start: jax.Array, group: int, slots: int
+) -> tuple[jax.Array, transformer.KVCache]:
+  """Reads every prompt once for the whole group.
+
+  Args:
+    tokens: int32[G, P], left-padded.
+    start: int32[G].
+
+  Returns:
+    (hidden dtype[G * group, D] after the last token, cache of `slots` slots); the rows of a group are side by side.
+  """
+  count, length = tokens.shape
+  cache = transformer.init_cache(config, count, length)
+  hidden, cache = transformer.apply(config, params['model'], tokens, start, cache)
+  grow = lambda x: jnp.pad(jnp.repeat(x, group, axis=1), [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)])  # noqa: E731
+  return jnp.repeat(hidden[:, -1], group, axis=0), jax.tree.map(grow, cache)
+
+
 @functools.partial(
-    jax.jit, static_argnames=('config', 'interface', 'eos', 'pad', 'group', 'slots', 'temperature')
+    jax.jit, static_argnames=('config', 'interface', 'eos', 'pad', 'group', 'slots', 'temperature', 'fewest')
 )
 def rollout(
     params: policy.Params,
@@ -100,6 +129,7 @@ def rollout(
     group: int,
     slots: int,
     temperature: float = 1.0,
+    fewest: int | None = None,
 ) -> Trajectory:
   """Rolls out `group` episodes of every prompt: B = G * group rows, those of one prompt side by side.
 
@@ -110,23 +140,21 @@ def rollout(
     pad: token id written after the end.
     slots: T, prompt and response together.
     temperature: of sampling; 0 = greedy. Recorded log-probabilities and scores are those at temperature 1.
+    fewest: when no more than a quarter of the rows is still active, go on with those alone, and so on, but with no fewer
+      rows than this; None = always with all of them. A few long episodes then cost little, and each row stays what it is.
   """
   space = interface.space
   prompt_length = prompts.tokens.shape[1]
-  repeat = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), tree)  # noqa: E731
 
-  # The prompt is read once for the whole group.
-  cache = transformer.init_cache(config, prompts.tokens.shape[0], prompt_length)
-  hidden, cache = transformer.apply(config, params['model'], prompts.tokens, prompts.start, cache)
-  grow = lambda x: jnp.pad(jnp.repeat(x, group, axis=1), [(0, 0), (0, 0), (0, slots - prompt_length), (0, 0), (0, 0)])  # noqa: E731
-  cache = jax.tree.map(grow, cache)
-
-  prompts, hidden = repeat(prompts), repeat(hidden[:, -1])
+  hidden, cache = read_prompts(config, params, prompts.tokens, prompts.start, group, slots)
+  prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
   batch = prompts.tokens.shape[0]
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
   shape = (batch, slots)
   state = DecodeState(
       slot=jnp.int32(prompt_length),
+      keys=jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids),
+      offered=prompts.offered,
+      replay=replay,
       hidden=hidden,
       cache=cache,
       environment=jnp.full(batch, LANGUAGE, jnp.int32),
@@ -148,13 +176,13 @@ def rollout(
   )
 
   def step(state: DecodeState) -> DecodeState:
-    slot, record = state.slot, state.trajectory
+    slot, record, replay = state.slot, state.trajectory, state.replay
 
     # 1. What may be chosen, and what is.
     language = state.environment == LANGUAGE
-    legal = jax.vmap(interface.legal)(state.environment, record.states, prompts.offered)
+    legal = jax.vmap(interface.legal)(state.environment, record.states, state.offered)
     choices = policy.distribution(params, space, state.hidden, language, legal)
-    action = policy.sample(jax.vmap(jax.random.fold_in, (0, None))(keys, slot), choices, temperature)
+    action = policy.sample(jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot), choices, temperature)
     if replay is not None:
       repeated = jnp.where(slot == replay.until, replay.forced, replay.actions[:, slot])
       action = jnp.where(slot <= replay.until, jnp.maximum(repeated, 0), action)
@@ -182,8 +210,8 @@ def rollout(
         finished=record.finished | ends,
         states=select(committed, effect.states, record.states),
     )
-    hidden, cache = transformer.apply(config, params['model'], token[:, None], prompts.start, state.cache, slot)
-    return DecodeState(
+    hidden, cache = transformer.apply(config, params['model'], token[:, None], record.start, state.cache, slot)
+    return state._replace(
         slot=slot + 1,
         hidden=hidden[:, 0],
         cache=cache,
@@ -194,14 +222,31 @@ def rollout(
         trajectory=record,
     )
 
-  going = lambda state: (state.slot < slots) & jnp.any(state.active)  # noqa: E731
-  return jax.lax.while_loop(going, step, state).trajectory
+  def decode(state: DecodeState) -> Trajectory:
+    few = len(state.active) // 4
+    shrinks = fewest is not None and few >= fewest
+    going = lambda state: (state.slot < slots) & (jnp.sum(state.active) > few * shrinks)  # noqa: E731
+    state = jax.lax.while_loop(going, step, state)
+    if not shrinks:
+      return state.trajectory
+    rows = jnp.argsort(~state.active)[:few]  # all that are active, and some that are not
+    rest = decode(take_rows(state, rows))
+    return jax.tree.map(lambda whole, part: whole.at[rows].set(part), state.trajectory, rest)
+
+  return decode(state)
 
 
-def previous_hidden(config: transformer.ModelConfig, params: policy.Params, trajectory: Trajectory) -> jax.Array:
-  """dtype[B, T, D]: the hidden state before every slot, from one forward pass over whole trajectories.
+def previous_hidden(
+    config: transformer.ModelConfig, params: policy.Params, trajectory: Trajectory, *, prompt_length: int, shared: int
+) -> jax.Array:
+  """dtype[B, T - P, D]: the hidden state before every slot of the response, from one forward pass, as the sampler had it.
 
-  Slot 0 gets zeros: nothing is decided there.
+  Args:
+    prompt_length: P, slots of the prompt.
+    shared: rows side by side that have the same prompt, which is then read once for all of them; a divisor of B.
   """
-  hidden, _ = transformer.apply(config, params['model'], trajectory.tokens[:, :-1], trajectory.start)
-  return jnp.pad(hidden, [(0, 0), (1, 0), (0, 0)])
+  prompts, start = trajectory.tokens[::shared, :prompt_length], trajectory.start[::shared]
+  first, cache = read_prompts(config, params, prompts, start, shared, trajectory.tokens.shape[1])
+  response = trajectory.tokens[:, prompt_length:-1]
+  rest, _ = transformer.apply(config, params['model'], response, trajectory.start, cache, prompt_length)
+  return jnp.concatenate([first[:, None], rest], axis=1)

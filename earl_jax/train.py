@@ -12,6 +12,7 @@ checkpoints/ and, at the end, evaluation.json.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import signal
@@ -101,34 +102,49 @@ class StopSignal:
     return self._received is not None or multihost_utils.reached_preemption_sync_point(step)
 
 
+def shared_rows(config: Config) -> int:
+  """Rows of one prompt that the update keeps side by side, so as to read the prompt once for them."""
+  return math.gcd(config.rollout.group, config.algorithm.micro_batch)
+
+
 def row_order(config: Config, step: int, advantages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """A random split of the prompts into mini-batches, then of each mini-batch's rows into micro-batches.
+  """A random split of the prompts into mini-batches, and of each mini-batch's rows into micro-batches.
 
   Returns:
     int32[mini-batches, micro-batches, rows], and int32[mini-batches]: how many micro-batches the update works through.
-    Under `skip_zero` rows with advantage 0 come last, and what holds only such rows is left out.
+    Under `skip_zero` rows with advantage 0 come last within a prompt, blocks of such rows alone come last of all, and
+    micro-batches that hold no other are left out.
   """
   group, minis, micro = config.rollout.group, config.algorithm.mini_batches, config.algorithm.micro_batch
+  shared = shared_rows(config)
   rng = np.random.default_rng([config.seed, 3, step])
   rows = rng.permutation(config.rollout.prompts)[:, None] * group + np.arange(group)
-  rows = rng.permuted(rows.reshape(minis, -1), axis=1)
-  counts = np.full(minis, rows.shape[1] // micro, np.int32)
   if config.algorithm.skip_zero:
-    idle = advantages[rows] == 0
-    rows = np.take_along_axis(rows, np.argsort(idle, axis=1, kind='stable'), axis=1)
-    counts = -(-np.sum(~idle, axis=1) // micro)
-  return rows.reshape(minis, -1, micro).astype(np.int32), counts.astype(np.int32)
+    rows = np.take_along_axis(rows, np.argsort(advantages[rows] == 0, axis=1, kind='stable'), axis=1)
+  blocks = rows.reshape(minis, -1, shared)
+  counts = np.full(minis, blocks.shape[1] * shared // micro, np.int32)
+  if config.algorithm.skip_zero:
+    idle = np.all(advantages[blocks] == 0, axis=2)
+    blocks = np.take_along_axis(blocks, np.argsort(idle, axis=1, kind='stable')[..., None], axis=1)
+    counts = -(-np.sum(~idle, axis=1) * shared // micro)
+  return blocks.reshape(minis, -1, micro).astype(np.int32), counts.astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch'))
+@functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch', 'prompt_length', 'shared'))
 def reference_log_probs(
-    reference: policy.Params, trajectory: Trajectory, *, model: ModelConfig, space: ActionSpace, micro_batch: int
+    reference: policy.Params, trajectory: Trajectory, *, model: ModelConfig, space: ActionSpace, micro_batch: int,
+    prompt_length: int, shared: int = 1,
 ) -> jax.Array:
   """float32[B, T]: log-probabilities of the reference policy over V alone, `micro_batch` rows at a time."""
-  # Micro-batch i holds rows i, i + N/m, …: every device scores rows that it has.
-  split = jax.tree.map(lambda x: x.reshape(micro_batch, -1, *x.shape[1:]).swapaxes(0, 1), trajectory)
-  scores = jax.lax.map(lambda t: update.score(reference, model, space, t).vocabulary_log_probs, split)
-  return scores.swapaxes(0, 1).reshape(trajectory.tokens.shape)
+  def score(rows):
+    scores = update.score(reference, model, space, rows, prompt_length=prompt_length, shared=shared)
+    return scores.vocabulary_log_probs
+
+  # With blocks of `shared` rows, micro-batch i holds blocks i, i + N/m, …: every device scores rows that it has.
+  split = lambda x: x.reshape(micro_batch // shared, -1, shared, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+  merge = lambda x: x.reshape(x.shape[0], micro_batch, *x.shape[3:])  # noqa: E731
+  scores = jax.lax.map(score, jax.tree.map(lambda x: merge(split(x)), trajectory))
+  return scores.reshape(-1, micro_batch // shared, shared, scores.shape[-1]).swapaxes(0, 1).reshape(trajectory.tokens.shape)
 
 
 def rng_state(config: Config, step: int) -> list[int]:
@@ -150,7 +166,10 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
     UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
   """
   experiment, params = set_up(config)
-  settings = dict(model=experiment.model, space=experiment.interface.space)
+  settings = dict(
+      model=experiment.model, space=experiment.interface.space, prompt_length=config.rollout.prompt_length,
+      shared=shared_rows(config),
+  )
   checkpoint.claim_workdir(workdir, dataclasses.asdict(config), experiment.environment_versions, CHANGEABLE)
   optimizer = update.make_optimizer(config.optimizer, config.steps * config.algorithm.mini_batches)
   reference = jax.tree.map(jnp.copy, params) if config.algorithm.kl else None
@@ -191,7 +210,6 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           rows = range(0, len(experience.advantages), max(1, len(experience.advantages) // SAMPLES))
           metrics_lib.write_samples(workdir, step, [experiment.render(experience.factual, row) for row in rows])
 
-        trajectory = update.trim(experience.trajectory, config.rollout.prompt_length)
         trajectory = update.trim(experience.trajectory, config.rollout.prompt_length)
         if reference is None:
           reference_scores = np.zeros(trajectory.tokens.shape, np.float32)

@@ -69,13 +69,21 @@ def trim(trajectory: Trajectory, prompt_length: int, step: int = 32) -> Trajecto
   return trajectory._replace(**{name: getattr(trajectory, name)[:, :slots] for name in by_slot})
 
 
-def score(params: policy.Params, model: ModelConfig, space: ActionSpace, trajectory: Trajectory) -> policy.Scores:
-  """The policy's scores of recorded decisions, from one forward pass."""
-  hidden = previous_hidden(model, params, trajectory)
-  return policy.score_decisions(params, space, hidden, trajectory.actions, trajectory.language, trajectory.legal)
+def score(
+    params: policy.Params, model: ModelConfig, space: ActionSpace, trajectory: Trajectory, *, prompt_length: int,
+    shared: int = 1,
+) -> policy.Scores:
+  """The policy's scores of recorded decisions, from one forward pass; arguments as in `rollout.previous_hidden`."""
+  hidden = previous_hidden(model, params, trajectory, prompt_length=prompt_length, shared=shared)
+  response = (x[:, prompt_length:] for x in (trajectory.actions, trajectory.language, trajectory.legal))
+  scores = policy.score_decisions(params, space, hidden, *response)
+  return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (prompt_length, 0)]), scores)  # nothing is decided in a prompt
 
 
-def loss_and_metrics(params, batch: Batch, total, *, model: ModelConfig, space: ActionSpace, config: AlgorithmConfig):
+def loss_and_metrics(
+    params, batch: Batch, total, *, model: ModelConfig, space: ActionSpace, config: AlgorithmConfig, prompt_length: int,
+    shared: int = 1,
+):
   """Sum over the rows' decisions, divided by `total`, the decisions of the whole mini-batch.
 
     clipped surrogate  +  kl * k3(language decisions)  -  entropy * H
@@ -83,7 +91,7 @@ def loss_and_metrics(params, batch: Batch, total, *, model: ModelConfig, space: 
   So the gradients of micro-batches add up to that of the mini-batch, however it is split.
   """
   trajectory = batch.trajectory
-  scores = score(params, model, space, trajectory)
+  scores = score(params, model, space, trajectory, prompt_length=prompt_length, shared=shared)
   decisions = trajectory.decisions
   log_ratio = jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0)
   surrogate = losses.clipped_surrogate(
@@ -105,7 +113,10 @@ def loss_and_metrics(params, batch: Batch, total, *, model: ModelConfig, space: 
   return loss, {'loss': loss} | metrics
 
 
-@functools.partial(jax.jit, static_argnames=('optimizer', 'model', 'space', 'config', 'mesh'), donate_argnames='state')
+@functools.partial(
+    jax.jit, static_argnames=('optimizer', 'model', 'space', 'config', 'mesh', 'prompt_length', 'shared'),
+    donate_argnames='state',
+)
 def update_step(
     state: TrainState,
     batch: Batch,
@@ -117,20 +128,24 @@ def update_step(
     space: ActionSpace,
     config: AlgorithmConfig,
     mesh: Mesh,
+    prompt_length: int,
+    shared: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
 
   State and batch lie on `mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new state does again.
 
   Args:
-    order: int32[mini_batches, micro-batches, rows]: which rows go where.
+    order: int32[mini_batches, micro-batches, rows]: which rows go where. Every `shared` of them, side by side, have
+      the same prompt, and it is read once for them.
     counts: int32[mini_batches]: how many micro-batches of each are worked through. The others still count in the
       average: leaving out rows with advantage 0 leaves the surrogate's gradient as it is.
 
   Returns:
     the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
   """
-  grad = jax.grad(functools.partial(loss_and_metrics, model=model, space=space, config=config), has_aux=True)
+  settings = dict(model=model, space=space, config=config, prompt_length=prompt_length, shared=shared)
+  grad = jax.grad(functools.partial(loss_and_metrics, **settings), has_aux=True)
 
   def mini_batch(state: TrainState, inputs):
     order, count = inputs

@@ -188,10 +188,13 @@ def test_reference_scores_and_kl(model, tmp_path):
   config = tiny.parsed(model, **{'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'steps': 2})
   experiment, params = set_up(config)
   experience = collect.collect(experiment, params, 0, 0, Interventions.initial(2))
-  settings = dict(model=experiment.model, space=experiment.interface.space)
+  settings = dict(
+      model=experiment.model, space=experiment.interface.space, prompt_length=config.rollout.prompt_length
+  )
   scores = update.score(params, trajectory=experience.trajectory, **settings)
-  got = train.reference_log_probs(params, experience.trajectory, micro_batch=4, **settings)
-  np.testing.assert_allclose(got, scores.vocabulary_log_probs, atol=1e-5)
+  for shared in (1, 2, 4):
+    got = train.reference_log_probs(params, experience.trajectory, micro_batch=4, shared=shared, **settings)
+    np.testing.assert_allclose(got, scores.vocabulary_log_probs, atol=1e-5)
   # what the sampler recorded is what the trainer computes
   np.testing.assert_allclose(scores.log_probs, experience.trajectory.log_probs, atol=1e-4)
 
@@ -209,16 +212,20 @@ def test_row_order(config):
   assert (rows != train.row_order(config, 4, np.zeros(32))[0]).any()
 
 
-def test_rows_without_advantage_come_last(config):
-  algorithm = dataclasses.replace(config.algorithm, skip_zero=True)
+@pytest.mark.parametrize('micro, shared, busy_blocks', [(2, 2, 6), (4, 4, 4), (8, 4, 4)])
+def test_rows_without_advantage_come_last(config, micro, shared, busy_blocks):
+  algorithm = dataclasses.replace(config.algorithm, skip_zero=True, micro_batch=micro)
   config = dataclasses.replace(config, algorithm=algorithm, rollout=dataclasses.replace(config.rollout, prompts=8))
-  advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)
+  advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)  # of every four groups of four, one whole and one row
   rows, counts = train.row_order(config, 3, advantages)
+  assert train.shared_rows(config) == shared
   assert sorted(rows.reshape(-1)) == list(range(32))
+  blocks = rows.reshape(-1, shared)
+  assert (blocks // 4 == blocks[:, :1] // 4).all()  # of one prompt
+  assert np.any(advantages[blocks], axis=1).sum() == busy_blocks
   for mini, count in zip(rows, counts):
-    busy = int((advantages[mini] != 0).sum())
-    assert count == -(-busy // 4)
-    assert (advantages[mini.reshape(-1)[:busy]] != 0).all()
+    assert not advantages[mini[count:]].any()
+    assert count == -(-np.any(advantages[mini.reshape(-1, shared)], axis=1).sum() * shared // micro)
 
 
 def make_curriculum(until, window):

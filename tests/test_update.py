@@ -27,7 +27,7 @@ def space():
 
 @functools.cache
 def score():
-  return jax.jit(lambda params, trajectory: update.score(params, core.MODEL, space(), trajectory))
+  return jax.jit(lambda params, trajectory: update.score(params, core.MODEL, space(), trajectory, prompt_length=core.PROMPT))
 
 
 @functools.cache
@@ -53,7 +53,9 @@ def drifted():
 @functools.cache
 def loss_and_gradients():
   """(params, batch, total) -> (loss, metrics), gradients with respect to params and batch."""
-  f = functools.partial(update.loss_and_metrics, model=core.MODEL, space=space(), config=CONFIG)
+  f = functools.partial(
+      update.loss_and_metrics, model=core.MODEL, space=space(), config=CONFIG, prompt_length=core.PROMPT
+  )
   return jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True, allow_int=True))
 
 
@@ -160,7 +162,7 @@ def sgd():
   return optax.sgd(0.1)
 
 
-def step(order, counts=None, batch=None, **changes):
+def step(order, counts=None, batch=None, shared=1, **changes):
   """(state, metrics) after one update_step from `drifted()`, plain SGD, so that parameters show the gradient."""
   config = dataclasses.replace(CONFIG, **changes)
   state = update.init_state(drifted(), sgd())
@@ -169,7 +171,7 @@ def step(order, counts=None, batch=None, **changes):
   counts = jnp.full(order.shape[0], order.shape[1], jnp.int32) if counts is None else jnp.asarray(counts, jnp.int32)
   return update.update_step(
       state, batch, order, counts, optimizer=sgd(), model=core.MODEL, space=space(), config=config,
-      mesh=core.one_device(),
+      mesh=core.one_device(), prompt_length=core.PROMPT, shared=shared,
   )
 
 
@@ -187,6 +189,17 @@ def test_splitting_a_mini_batch_changes_nothing():
 def test_the_order_within_a_mini_batch_changes_nothing():
   order = np.arange(ROWS).reshape(2, 1, 8)
   chex.assert_trees_all_close(step(order)[0].params, step(order[..., ::-1])[0].params, atol=1e-6)
+
+
+def test_reading_a_prompt_once_for_its_rows_changes_nothing():
+  groups = np.random.default_rng(1).permutation(ROWS // core.GROUP)[:, None] * core.GROUP + np.arange(core.GROUP)
+  order = groups.reshape(2, 2, -1)
+  alone, metrics = step(order)
+  together, shared_metrics = step(order, shared=core.GROUP)
+  chex.assert_trees_all_close(together.params, alone.params, atol=1e-6)
+  chex.assert_trees_all_close(shared_metrics, metrics, rtol=1e-3, atol=1e-6)
+  wrong, _ = step(order[..., ::-1][..., ::2].repeat(2, -1), shared=core.GROUP)  # other rows: it can tell
+  assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (wrong.params, alone.params)))) > 1e-5
 
 
 def test_rows_without_advantage_can_be_left_out():
@@ -220,7 +233,7 @@ def test_no_array_of_all_logits():
   order = jnp.arange(ROWS, dtype=jnp.int32).reshape(1, 2, rows)
   lowered = update.update_step.lower(
       state, mixed(), order, jnp.full(1, 2, jnp.int32), optimizer=sgd(), model=core.MODEL, space=space(), config=CONFIG,
-      mesh=core.one_device(),
+      mesh=core.one_device(), prompt_length=core.PROMPT,
   )
   found = re.findall(r'\bf(?:16|32|64)\[([\d,]+)\]', lowered.compile().as_text())
   shapes = {tuple(map(int, dims.split(','))) for dims in found}

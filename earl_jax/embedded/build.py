@@ -47,9 +47,9 @@ SAVE_EVERY = 250
 MULTIPLE = 128  # of embedding rows: padded, so that a tensor axis can share them out
 
 WARM_UP = 200  # steps
-FREE_TEXT = 0.15  # loss weight where nothing follows from the text before; an answer weighs 1
-GATE = 0.88  # documents grow while the accuracy at orders exceeds this
-GROWTH = 1 / 1200  # of a step that passes the gate
+FREE_TEXT, STATE = 0.1, 4.0  # loss weights: where nothing follows from the text before; of the hardest answers. Others: 1
+GATE = 0.9  # documents grow while the accuracy at states of affairs exceeds this
+GROWTH = 1 / 700  # of a step that passes the gate
 DECAY = 0.97  # of the running accuracy
 LAG = 2  # steps until a batch's accuracy is read: the host makes documents while the devices compute
 
@@ -132,31 +132,35 @@ class Part(NamedTuple):
 
   tokens: np.ndarray  # int32, -1 at padding
   weights: np.ndarray  # float32, of the loss, 0 at padding
-  orders: np.ndarray  # bool, whether the token is an item of an order: the curriculum looks at these
+  states: np.ndarray  # bool, whether the token says how matters stand: the curriculum looks at these
 
 
 def split(tokens: np.ndarray, kinds: np.ndarray) -> list[Part]:
   """The shortest, middle and longest third of a batch, each cut to its width: less padding to compute."""
-  weights = np.where(kinds != '', 1.0, FREE_TEXT) * (tokens >= 0)
-  whole = Part(tokens, weights.astype(np.float32), (kinds == 'order') | (kinds == 'order place'))
+  weights = np.select([tokens < 0, kinds == 'state', kinds != ''], [0.0, STATE, 1.0], FREE_TEXT)
+  whole = Part(tokens, weights.astype(np.float32), kinds == 'state')
   thirds = np.split(np.argsort((tokens >= 0).sum(axis=1)), len(WIDTHS))
   return [Part(*(array[rows, :width] for array in whole)) for rows, width in zip(thirds, WIDTHS)]
 
 
 class Curriculum(NamedTuple):
-  """Easy documents first, growing while the model keeps up: given everything at once, it stands still for long."""
+  """Easy documents first, growing while the model keeps up: given everything at once, it stands still for long.
+
+  What it must keep up with is the hardest: to say in one word, from relations, sequence and direction together, whether
+  something is undecided, misplaced or neither.
+  """
 
   progress: float = 0.0  # in [0, 1]: from the easiest documents to the final mix
-  accuracy: float = 0.0  # running share of right ones among the items of orders
+  accuracy: float = 0.0  # running share of right ones among the states of affairs
 
   @property
   def settings(self) -> corpus.Settings:
     p, final = self.progress, corpus.DEFAULT
-    sizes = tuple((1 - p) * a + p * b for a, b in zip((0.5, 0.5, 0.0, 0.0), final.sizes))
+    sizes = tuple((1 - p) * a + p * b for a, b in zip((0.7, 0.3, 0.0, 0.0), final.sizes))
     return corpus.Settings(sizes, final.descending * min(1.0, 1.5 * p), final.variety * min(1.0, 2 * p), brief=p == 1.0)
 
   def after(self, right: int, count: int) -> 'Curriculum':
-    """After a batch with `count` items of orders, of which the model had `right`."""
+    """After a batch with `count` states of affairs, of which the model had `right`."""
     if not count:
       return self
     accuracy = DECAY * self.accuracy + (1 - DECAY) * right / count
@@ -167,6 +171,26 @@ def rate_at(step: int, finished: float) -> float:
   """Learning rate as a share of its peak: a warm-up, then 1 until the final mix, of which `finished` is the share done.
   """
   return min(1.0, step / WARM_UP) * (1 + math.cos(math.pi * finished)) / 2
+
+
+def make_optimizer() -> optax.GradientTransformation:
+  """Muon for the matrices, which left plateaus where AdamW stood still, and AdamW for the rest.
+
+  Its rate is 1: the real one multiplies the updates, as no schedule knows when the curriculum will end.
+  """
+  def dimensions(params):
+    """Which axes of each stacked kernel, [L, …], are inputs and outputs; None where AdamW is meant."""
+    numbers = optax.contrib.MuonDimensionNumbers
+    axes = dict(q=numbers((1,), (2, 3)), k=numbers((1,), (2, 3)), v=numbers((1,), (2, 3)), o=numbers((1, 2), (3,)))
+    def of(path, _):
+      *_, module, leaf = (None, *(key.key for key in path))
+      return axes.get(module, numbers((1,), (2,))) if leaf == 'kernel' else None
+    return jax.tree_util.tree_map_with_path(of, params)
+
+  muon = optax.contrib.muon(
+      1.0, adam_b2=0.98, weight_decay=0.05, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions
+  )
+  return optax.chain(optax.clip_by_global_norm(1.0), muon)
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -228,8 +252,7 @@ def train(
   mesh = jax.make_mesh((jax.local_device_count(),), ('data',), axis_types=(AxisType.Auto,), devices=jax.local_devices())
   by_row = NamedSharding(mesh, PartitionSpec('data'))
   params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-  # Its rate is 1: the real one is an argument of `update`, as no schedule knows when the curriculum will end.
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, b2=0.98, weight_decay=0.05))
+  optimizer = make_optimizer()
   opt_state = optimizer.init(params)
 
   @functools.partial(jax.jit, donate_argnames=('params', 'opt_state'))
@@ -239,7 +262,7 @@ def train(
       for part in parts:
         losses, likeliest = token_losses(config, params, part.tokens)
         loss += (part.weights[:, 1:] * losses).sum()
-        right += (part.orders[:, 1:] & likeliest).sum()
+        right += (part.states[:, 1:] & likeliest).sum()
       return loss / sum(part.weights[:, 1:].sum() for part in parts), right
 
     (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -255,10 +278,10 @@ def train(
     params, opt_state, loss, right = update(params, opt_state, jax.device_put(parts, by_row), rate)
     final += curriculum.progress == 1.0
     losses.append(loss)
-    unread.append((right, sum(part.orders[:, 1:].sum() for part in parts)))
+    unread.append((right, sum(part.states[:, 1:].sum() for part in parts)))
     if len(unread) > LAG:
       curriculum = curriculum.after(*map(int, unread.popleft()))
-      bar.set_postfix(progress=f'{curriculum.progress:.2f}', orders=f'{curriculum.accuracy:.2f}', refresh=False)
+      bar.set_postfix(progress=f'{curriculum.progress:.2f}', states=f'{curriculum.accuracy:.2f}', refresh=False)
     if step % SAVE_EVERY == 0 or final == steps:
       known = ' '.join(f'{kind}={share:.2f}' for kind, share in evaluate(config, params, documents).items())
       bar.write(f'step {step} progress {curriculum.progress:.2f} loss {np.mean(losses):.4f} {known}')
@@ -276,7 +299,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   flags.DEFINE_integer('steps', 3000, 'Optimizer steps on the final mix.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('batch', 48, 'Documents a step.', flag_values=values)
   flags.DEFINE_integer('seed', 0, 'Seed of corpus and weights; with --init choose another one.', flag_values=values)
-  flags.DEFINE_float('learning_rate', 2e-3, 'Peak learning rate.', lower_bound=0.0, flag_values=values)
+  flags.DEFINE_float('learning_rate', 4e-3, 'Peak learning rate.', lower_bound=0.0, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

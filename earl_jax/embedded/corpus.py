@@ -71,6 +71,7 @@ class World:
     self.rank = {x: i for i, x in enumerate(self.ascending)}
     self.smaller = {x: set() for x in names}  # smaller[x]: items known to be smaller than x
     self.supposed = []  # (sequence, what it would be after a change of places)
+    self.surveyed = False  # `state` has been said since something changed
 
   @property
   def order(self) -> list[str]:
@@ -88,6 +89,7 @@ class World:
 
   def learn(self, x: str, y: str) -> None:
     """Takes in the true relation of x and y, and what follows from it."""
+    self.surveyed = False
     low, high = sorted((x, y), key=self.rank.get)
     below = self.smaller[low] | {low}
     for item in self.names:
@@ -159,8 +161,14 @@ def knowledge(world: World) -> list[Segment] | None:
   ]
 
 
-def state(world: World) -> list[Segment]:
-  """How matters stand: a pair that is undecided or, once the order is known, an item out of place, or that none is."""
+def state(world: World) -> list[Segment] | None:
+  """How matters stand: a pair that is undecided or, once the order is known, an item out of place, or that none is.
+
+  Said once after each change: to repeat it would show that one can copy, no more.
+  """
+  if world.surveyed:
+    return None
+  world.surveyed = True
   if not world.complete:
     x, y = world.rng.choice(world.pairs(known=False))
     return [
@@ -196,8 +204,14 @@ def new_sequence(world: World) -> list[Segment]:
   """Another situation, drawn afresh. Never one just supposed: that would read as a swap carried out."""
   while (world.sequence, after := drawn(world)) in world.supposed:
     pass
-  world.sequence = after
-  return [Segment(' now the sequence is'), *listed(after)]
+  world.sequence, world.surveyed = after, False
+  if world.rng.random() >= world.variety:
+    return [Segment(' now the sequence is'), *listed(after)]
+  form = world.rng.randrange(5)
+  if form == 4:
+    return [*listed(after), Segment(' is how they stand now')]
+  leads = (' now the sequence is', ' the new sequence is', ' from here on it is', ' they now stand in the sequence')
+  return [Segment(leads[form]), *listed(after)]
 
 
 def drawn(world: World) -> list[str]:
@@ -291,8 +305,8 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   left = min(rng.randint(1, 15), rng.randint(1, 15)) if world.brief else rng.randint(7, 15)
   while left:
     kinds, weights = zip(
-        (given, 0 if world.complete else 8), (state, 6), (follows, 1.5), (knowledge, 1), (whole_order, 2), (place, 2),
-        (new_sequence, 1.5), (change_of_places, 0.8), (glossary, 1.5 if world.brief else 0.5),
+        (given, 0 if world.complete else 8), (state, 12), (follows, 3), (knowledge, 0.5), (whole_order, 4), (place, 1.5),
+        (new_sequence, 8 if world.complete else 1), (change_of_places, 0.4), (glossary, 1.5 if world.brief else 0.5),
     )
     statement = rng.choices(kinds, weights)[0](world)
     if statement:

@@ -9,6 +9,7 @@ import itertools
 import re
 
 ITEM = '[A-H]'
+LIST = f'{ITEM}(?:, {ITEM})*'
 ORDINALS = ['first', 'second', 'third', 'fourth', 'fifth']
 
 # Word for word, so that a new one is looked at before it is trained on: what words mean, not what to do.
@@ -159,7 +160,8 @@ FORMS = [
         items.split(', ') == (r.order if (word == 'descending') == r.descending else r.order[::-1]))),
     (r'the order asked for is (.*)', lambda r, items: items.split(', ') == r.order),
     (rf'(\w+) in the order asked for is ({ITEM})', lambda r, nth, x: r.order[ORDINALS.index(nth)] == x),
-    (r'now the sequence is (.*)', _now),
+    (rf'(?:now the sequence is|the new sequence is|from here on it is|they now stand in the sequence) ({LIST})', _now),
+    (rf'({LIST}) is how they stand now', _now),
     (rf'(\w+) in the sequence is ({ITEM})', lambda r, nth, x: r.sequence[ORDINALS.index(nth)] == x),
     (r'the sequence is (not )?in the order asked for', lambda r, no: (r.sequence == r.order) == (no is None)),
     (rf'({ITEM}) is (not )?in its place', _in_place),

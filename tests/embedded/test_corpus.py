@@ -78,6 +78,21 @@ def test_only_items_of_a_list_are_answers():
   assert corpus.listed('CAB', 'order') == [(' C', 'order'), (',', ''), (' A', 'order'), (',', ''), (' B', 'order')]
 
 
+def test_how_matters_stand_is_said_once_after_each_change(documents):
+  # A repetition would only show that a model can copy.
+  changes = re.compile(rf' (?:{"|".join(form for form, act in checker.FORMS if act is checker._now)})')
+  said = 0
+  for user, assistant in documents:
+    fresh = True
+    for says in re.split(r'(?<=[^ ])[.\n]', assistant):
+      if re.match(r' (undecided|misplaced|nothing)', says):
+        assert fresh, (user, assistant)
+        fresh, said = False, said + 1
+      elif changes.fullmatch(says) or checker.relation(says[1:]):
+        fresh = True
+  assert said > len(documents)
+
+
 def test_a_new_sequence_often_is_in_the_order_asked_for():
   # Both must be learned, that it is and that it is not: by chance one in 120 would be.
   settings = corpus.Settings((0.0, 0.0, 0.0, 1.0))

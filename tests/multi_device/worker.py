@@ -45,7 +45,7 @@ def run(mesh, folder):
   state, metrics = update.update_step(
       state, update.Batch(experience.trajectory, *made_up), order, np.full(2, order.shape[1], np.int32),
       optimizer=optimizer, model=core.MODEL, space=experiment.interface.space, config=experiment.config.algorithm,
-      mesh=mesh,
+      mesh=mesh, prompt_length=core.PROMPT,
   )
   arrays = {'trajectory' + k: v for k, v in names(trajectory).items()}
   arrays |= {'factual' + k: v for k, v in names(factual).items()}
