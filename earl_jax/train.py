@@ -103,31 +103,38 @@ class StopSignal:
 
 
 def shared_rows(config: Config) -> int:
-  """Rows of one prompt that the update keeps side by side, so as to read the prompt once for them."""
-  return math.gcd(config.rollout.group, config.algorithm.micro_batch)
+  """Rows of one prompt that the update keeps side by side, so as to read the prompt once for them.
+
+  A quarter of a micro-batch at most: the rows in it should also be of similar length, and those of a group need not be.
+  """
+  return math.gcd(config.rollout.group, max(1, config.algorithm.micro_batch // 4))
 
 
-def row_order(config: Config, step: int, advantages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """A random split of the prompts into mini-batches, and of each mini-batch's rows into micro-batches.
+def row_order(
+    config: Config, step: int, advantages: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """A random split of the prompts into mini-batches, and of their rows into micro-batches by length.
+
+  The rows of a prompt are cut into blocks of `shared_rows` by length, and the blocks of a mini-batch are sorted by
+  length too. Under `skip_zero` rows with advantage 0 count as longer than any, and micro-batches that hold no other are
+  left out.
+
+  Args:
+    advantages, lengths: [B].
 
   Returns:
     int32[mini-batches, micro-batches, rows], and int32[mini-batches]: how many micro-batches the update works through.
-    Under `skip_zero` rows with advantage 0 come last within a prompt, blocks of such rows alone come last of all, and
-    micro-batches that hold no other are left out.
   """
   group, minis, micro = config.rollout.group, config.algorithm.mini_batches, config.algorithm.micro_batch
-  shared = shared_rows(config)
-  rng = np.random.default_rng([config.seed, 3, step])
-  rows = rng.permutation(config.rollout.prompts)[:, None] * group + np.arange(group)
-  if config.algorithm.skip_zero:
-    rows = np.take_along_axis(rows, np.argsort(advantages[rows] == 0, axis=1, kind='stable'), axis=1)
-  blocks = rows.reshape(minis, -1, shared)
-  counts = np.full(minis, blocks.shape[1] * shared // micro, np.int32)
-  if config.algorithm.skip_zero:
-    idle = np.all(advantages[blocks] == 0, axis=2)
-    blocks = np.take_along_axis(blocks, np.argsort(idle, axis=1, kind='stable')[..., None], axis=1)
-    counts = -(-np.sum(~idle, axis=1) * shared // micro)
-  return blocks.reshape(minis, -1, micro).astype(np.int32), counts.astype(np.int32)
+  idle = (advantages == 0) & config.algorithm.skip_zero
+  length = np.where(idle, np.max(lengths) + 1, lengths)
+  rows = np.random.default_rng([config.seed, 3, step]).permutation(config.rollout.prompts)[:, None] * group
+  rows = rows + np.argsort(length.reshape(-1, group), axis=1, kind='stable')[rows[:, 0] // group]
+  blocks = rows.reshape(minis, -1, shared_rows(config))
+  order = np.argsort(np.min(length[blocks], axis=2), axis=1, kind='stable')
+  order = np.take_along_axis(blocks, order[..., None], axis=1).reshape(minis, -1, micro)
+  counts = np.sum(~np.all(idle[order], axis=2), axis=1)
+  return order.astype(np.int32), counts.astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch', 'prompt_length', 'shared'))
@@ -136,14 +143,19 @@ def reference_log_probs(
     prompt_length: int, shared: int = 1,
 ) -> jax.Array:
   """float32[B, T]: log-probabilities of the reference policy over V alone, `micro_batch` rows at a time."""
+  slots = trajectory.slots
+
   def score(rows):
     scores = update.score(reference, model, space, rows, prompt_length=prompt_length, shared=shared)
-    return scores.vocabulary_log_probs
+    return jnp.pad(scores.vocabulary_log_probs, [(0, 0), (0, slots - rows.slots)])
 
   # With blocks of `shared` rows, micro-batch i holds blocks i, i + N/m, …: every device scores rows that it has.
   split = lambda x: x.reshape(micro_batch // shared, -1, shared, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
   merge = lambda x: x.reshape(x.shape[0], micro_batch, *x.shape[3:])  # noqa: E731
-  scores = jax.lax.map(score, jax.tree.map(lambda x: merge(split(x)), trajectory))
+  scores = jax.lax.map(
+      lambda rows: update.at_width(score, rows, rows.end, prompt_length, slots),
+      jax.tree.map(lambda x: merge(split(x)), trajectory),
+  )
   return scores.reshape(-1, micro_batch // shared, shared, scores.shape[-1]).swapaxes(0, 1).reshape(trajectory.tokens.shape)
 
 
@@ -210,7 +222,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           rows = range(0, len(experience.advantages), max(1, len(experience.advantages) // SAMPLES))
           metrics_lib.write_samples(workdir, step, [experiment.render(experience.factual, row) for row in rows])
 
-        trajectory = update.trim(experience.trajectory, config.rollout.prompt_length)
+        trajectory = experience.trajectory
         if reference is None:
           reference_scores = np.zeros(trajectory.tokens.shape, np.float32)
         else:
@@ -219,8 +231,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           )
         batch = update.Batch(trajectory, *jax.device_put((experience.advantages, reference_scores), by_row))
         state, update_metrics = update.update_step(
-            state, batch, *row_order(config, step, experience.advantages), optimizer=optimizer,
-            config=config.algorithm, mesh=experiment.mesh, **settings,
+            state, batch, *row_order(config, step, experience.advantages, np.asarray(trajectory.end)),
+            optimizer=optimizer, config=config.algorithm, mesh=experiment.mesh, **settings,
         )
         metrics |= jax.device_get(update_metrics)
         metrics['seconds'] = time.monotonic() - began

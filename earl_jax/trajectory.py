@@ -43,3 +43,13 @@ class Trajectory(NamedTuple):
   def decisions(self) -> jax.Array:
     """bool[B, T]."""
     return self.actions >= 0
+
+  @property
+  def slots(self) -> int:
+    """T."""
+    return self.tokens.shape[1]
+
+  def cut(self, slots: int) -> 'Trajectory':
+    """The first `slots` slots."""
+    by_slot = ('tokens', 'actions', 'language', 'legal', 'log_probs', 'route_scores')
+    return self._replace(**{name: getattr(self, name)[:, :slots] for name in by_slot})

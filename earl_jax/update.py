@@ -1,5 +1,6 @@
 """The update: state, loss over decisions, and one jitted step over a whole rollout batch."""
 
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -39,6 +40,11 @@ class Batch(NamedTuple):
   advantages: jax.Array
   reference_log_probs: jax.Array
 
+  def cut(self, slots: int) -> 'Batch':
+    """The first `slots` slots."""
+    reference = self.reference_log_probs[:, :slots]
+    return self._replace(trajectory=self.trajectory.cut(slots), reference_log_probs=reference)
+
 
 def make_optimizer(config: OptimizerConfig, total: int) -> optax.GradientTransformation:
   """AdamW after global-norm clipping; `total` optimizer steps in the whole run."""
@@ -61,12 +67,18 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def trim(trajectory: Trajectory, prompt_length: int, step: int = 32) -> Trajectory:
-  """Cuts off slots that no row has reached, up to a multiple of `step` after the prompt: less padding, few shapes."""
-  used = int(jnp.max(trajectory.end)) - prompt_length
-  slots = min(prompt_length + -(-used // step) * step, trajectory.tokens.shape[1])
-  by_slot = ('tokens', 'actions', 'language', 'legal', 'log_probs', 'route_scores')
-  return trajectory._replace(**{name: getattr(trajectory, name)[:, :slots] for name in by_slot})
+def at_width(f: Callable[[Any], Any], rows: Any, end: jax.Array, prompt_length: int, slots: int) -> Any:
+  """`f` of rows cut after a quarter, a half or the whole of the response, whichever holds all that was decoded.
+
+  Args:
+    f: gives values of the same shapes at every width.
+    rows: a Trajectory or a Batch.
+    end: int32[B], as in Trajectory.
+    slots: T.
+  """
+  widths = sorted({-(-(slots - prompt_length) // parts) for parts in (4, 2, 1)})
+  index = jnp.searchsorted(jnp.array(widths), jnp.max(end) - prompt_length)
+  return jax.lax.switch(index, [lambda x, width=width: f(x.cut(prompt_length + width)) for width in widths], rows)
 
 
 def score(
@@ -153,7 +165,10 @@ def update_step(
 
     def micro_batch(i, sums):
       rows = jax.tree.map(lambda x: x[order[i]], batch)
-      return jax.tree.map(jnp.add, sums, grad(state.params, rows, total))
+      grads = at_width(
+          lambda rows: grad(state.params, rows, total), rows, rows.trajectory.end, prompt_length, rows.trajectory.slots
+      )
+      return jax.tree.map(jnp.add, sums, grads)
 
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),

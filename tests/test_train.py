@@ -189,7 +189,7 @@ def test_reference_scores_and_kl(model, tmp_path):
   experiment, params = set_up(config)
   experience = collect.collect(experiment, params, 0, 0, Interventions.initial(2))
   settings = dict(
-      model=experiment.model, space=experiment.interface.space, prompt_length=config.rollout.prompt_length
+      model=experiment.model, space=experiment.interface.space, prompt_length=config.rollout.prompt_length,
   )
   scores = update.score(params, trajectory=experience.trajectory, **settings)
   for shared in (1, 2, 4):
@@ -205,27 +205,32 @@ def test_reference_scores_and_kl(model, tmp_path):
 
 def test_row_order(config):
   config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompts=8))
-  rows, counts = train.row_order(config, 3, np.zeros(32))
+  lengths = np.random.default_rng(0).integers(10, 60, 32)
+  rows, counts = train.row_order(config, 3, np.zeros(32), lengths)
   assert rows.shape == (2, 4, 4) and counts.tolist() == [4, 4]
   assert sorted(rows.reshape(-1)) == list(range(32))
   assert not set(rows[0].reshape(-1) // 4) & set(rows[1].reshape(-1) // 4)  # groups stay together
-  assert (rows != train.row_order(config, 4, np.zeros(32))[0]).any()
+  assert (np.diff(lengths[rows].reshape(2, -1)) >= 0).all()  # and rows of similar length, one block being one row here
+  other = train.row_order(config, 4, np.zeros(32), lengths)[0]
+  assert set(rows[0].reshape(-1)) != set(other[0].reshape(-1))
 
 
-@pytest.mark.parametrize('micro, shared, busy_blocks', [(2, 2, 6), (4, 4, 4), (8, 4, 4)])
-def test_rows_without_advantage_come_last(config, micro, shared, busy_blocks):
+@pytest.mark.parametrize('micro, shared, busy', [(2, 1, 10), (4, 1, 10), (8, 2, 12), (16, 4, 16)])
+def test_rows_without_advantage_come_last(config, micro, shared, busy):
   algorithm = dataclasses.replace(config.algorithm, skip_zero=True, micro_batch=micro)
   config = dataclasses.replace(config, algorithm=algorithm, rollout=dataclasses.replace(config.rollout, prompts=8))
-  advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)  # of every four groups of four, one whole and one row
-  rows, counts = train.row_order(config, 3, advantages)
+  advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)  # in every other group all four rows, in the next ones one
+  lengths = np.random.default_rng(0).integers(10, 60, 32)
+  rows, counts = train.row_order(config, 3, advantages, lengths)
   assert train.shared_rows(config) == shared
   assert sorted(rows.reshape(-1)) == list(range(32))
   blocks = rows.reshape(-1, shared)
   assert (blocks // 4 == blocks[:, :1] // 4).all()  # of one prompt
-  assert np.any(advantages[blocks], axis=1).sum() == busy_blocks
+  assert np.any(advantages[blocks], axis=1).sum() * shared == busy
   for mini, count in zip(rows, counts):
-    assert not advantages[mini[count:]].any()
-    assert count == -(-np.any(advantages[mini.reshape(-1, shared)], axis=1).sum() * shared // micro)
+    used = np.any(advantages[mini.reshape(-1, shared)], axis=1)
+    assert (np.diff(used.astype(int)) <= 0).all()
+    assert count == -(-used.sum() * shared // micro)
 
 
 def make_curriculum(until, window):

@@ -202,6 +202,19 @@ def test_reading_a_prompt_once_for_its_rows_changes_nothing():
   assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (wrong.params, alone.params)))) > 1e-5
 
 
+def test_short_rows_are_computed_at_a_shorter_width():
+  """A quarter, a half or the whole of the response, and nothing changes by it."""
+  f = lambda rows: (jnp.int32(rows.slots), jnp.sum(rows.decisions))  # noqa: E731
+  widths, seen = [core.PROMPT + width for width in (10, 20, 40)], set()
+  for row in range(ROWS):
+    one = jax.tree.map(lambda x, row=row: x[row:row + 1], core.rolled_out())
+    slots, decisions = update.at_width(f, one, one.end, core.PROMPT, core.SLOTS)
+    assert slots == next(width for width in widths if width >= one.end[0])
+    assert decisions == jnp.sum(one.decisions)
+    seen.add(int(slots))
+  assert len(seen) > 1, 'the rows of the example are all of one length'
+
+
 def test_rows_without_advantage_can_be_left_out():
   """They still count in the average: without entropy and KL terms, parameters are those of the whole mini-batch."""
   idle = np.arange(ROWS) % 3 == 0

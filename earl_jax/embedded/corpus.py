@@ -177,11 +177,11 @@ def state(world: World) -> list[Segment] | None:
     ]
   wrong = [x for x, y in zip(world.sequence, world.order) if x != y]
   if not wrong:
-    return [Segment(' nothing', 'state'), Segment(' is misplaced')]
+    return [Segment(' nothing', 'state'), Segment(' is displaced')]
   item = world.rng.choice(wrong)
   return [
-      Segment(' misplaced', 'state'), Segment(' is'), Segment(f' {item}', 'misplaced'), Segment(' and'),
-      Segment(f' {world.sequence[world.order.index(item)]}', 'holder'), Segment(' stands where it belongs'),
+      Segment(' displaced', 'state'), Segment(' is'), Segment(f' {item}', 'displaced'), Segment(' by'),
+      Segment(f' {world.sequence[world.order.index(item)]}', 'holder'),
   ]
 
 

@@ -151,9 +151,9 @@ FORMS = [
     (r'(?:so|it follows that) (.*)', _follows),
     (r'the whole order is (not )?known', lambda r, no: r.complete == (no is None)),
     (rf'undecided are ({ITEM}) and ({ITEM})', lambda r, x, y: not r.known(x, y)),
-    (rf'misplaced is ({ITEM}) and ({ITEM}) stands where it belongs',
+    (rf'displaced is ({ITEM}) by ({ITEM})',
      lambda r, x, y: x != y and r.sequence[r.order.index(x)] == y),
-    (r'nothing is misplaced', lambda r: r.sequence == r.order),
+    (r'nothing is displaced', lambda r: r.sequence == r.order),
     (rf'how ({ITEM}) and ({ITEM}) stand to each other is (not )?known',
      lambda r, x, y, no: r.known(x, y) == (no is None)),
     (r'the (ascending|descending) order is (.*)', lambda r, word, items: (

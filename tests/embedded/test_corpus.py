@@ -85,7 +85,7 @@ def test_how_matters_stand_is_said_once_after_each_change(documents):
   for user, assistant in documents:
     fresh = True
     for says in re.split(r'(?<=[^ ])[.\n]', assistant):
-      if re.match(r' (undecided|misplaced|nothing)', says):
+      if re.match(r' (undecided|displaced|nothing)', says):
         assert fresh, (user, assistant)
         fresh, said = False, said + 1
       elif changes.fullmatch(says) or checker.relation(says[1:]):
@@ -178,9 +178,9 @@ OPEN = 'The sequence is B, A, C. It is known that A < B. Put it in descending or
     (USER, ' undecided are A and C'), (USER, ' the ascending order is A, C, B'),
     (USER, ' the descending order is A, B, C'), (USER, ' second in the order asked for is A'),
     (USER, ' first in the sequence is A'), (USER, ' the sequence is in the order asked for'),
-    (USER, ' A is in its place'), (USER, ' misplaced is C and C stands where it belongs'), (USER, ' nothing is misplaced'), (USER, ' in the place of A stands C'),
-    (USER, ' misplaced is A and C stands where it belongs'), (USER, ' misplaced is A'),
-    (OPEN, ' misplaced is B and A stands where it belongs'),
+    (USER, ' A is in its place'), (USER, ' displaced is C by C'), (USER, ' nothing is displaced'), (USER, ' in the place of A stands C'),
+    (USER, ' displaced is A by C'), (USER, ' displaced is A'),
+    (OPEN, ' displaced is B by A'),
     (USER, ' if A and C changed places, the sequence would be C, B, A'), (USER, ' now the sequence is A, B'),
     (USER, ' if A and B changed places, the sequence would be A, B, C'),
     (USER, ' if A and C changed places, the sequence would be B, C, A, with A in its place'),
@@ -191,7 +191,7 @@ OPEN = 'The sequence is B, A, C. It is known that A < B. Put it in descending or
     (USER, ' swap A'), (USER, ' first compare all neighbours'),
     (USER, ' check if A is even: True'), (USER, ' so swap B and A'),
     (OPEN, ' so A < C'), (OPEN, ' C < A. so C < B. so B < C'), (OPEN, ' the whole order is known'),
-    (OPEN, ' undecided are A and B'), (OPEN, ' nothing is misplaced'), (OPEN, ' how B and C stand to each other is known'),
+    (OPEN, ' undecided are A and B'), (OPEN, ' nothing is displaced'), (OPEN, ' how B and C stand to each other is known'),
     (OPEN, ' so A comes before B'), (OPEN, ' the order asked for is C, B, A'), (OPEN, ' B is in its place'),
     (OPEN, ' the sequence is not in the order asked for'), (OPEN, ' in the place of B stands A'),
     (OPEN, ' first in the order asked for is B'),
@@ -204,9 +204,9 @@ def test_checker_sees_what_is_wrong(user, says):
 
 @pytest.mark.parametrize('user, says', [
     (USER, ' so A < C. so A comes before C. the whole order is known. the descending order is C, B, A'),
-    (USER, ' B is not in its place. misplaced is B and A stands where it belongs. in the place of A stands B. second in the sequence is A. C is in its place'),
+    (USER, ' B is not in its place. displaced is B by A. in the place of A stands B. second in the sequence is A. C is in its place'),
     (USER, ' if A and C changed places, the sequence would be B, C, A, with A not in its place'),
-    (USER, ' now the sequence is A, B, C. nothing is misplaced'),
+    (USER, ' now the sequence is A, B, C. nothing is displaced'),
     (OPEN, ' so B comes before A. undecided are A and C. C < A. so C < B'),
 ])
 def test_checker_accepts_what_is_right(user, says):
