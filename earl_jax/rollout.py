@@ -140,8 +140,8 @@ def rollout(
     pad: token id written after the end.
     slots: T, prompt and response together.
     temperature: of sampling; 0 = greedy. Recorded log-probabilities and scores are those at temperature 1.
-    fewest: when no more than a quarter of the rows is still active, go on with those alone, and so on, but with no fewer
-      rows than this; None = always with all of them. A few long episodes then cost little, and each row stays what it is.
+    fewest: once no more than a quarter of the rows is active, go on with those alone, and so on, but with no fewer rows
+      than this; None = always with all of them. Few long episodes then cost little, and each row stays what it is.
   """
   space = interface.space
   prompt_length = prompts.tokens.shape[1]
@@ -239,7 +239,7 @@ def rollout(
 def previous_hidden(
     config: transformer.ModelConfig, params: policy.Params, trajectory: Trajectory, *, prompt_length: int, shared: int
 ) -> jax.Array:
-  """dtype[B, T - P, D]: the hidden state before every slot of the response, from one forward pass, as the sampler had it.
+  """dtype[B, T - P, D]: the hidden state before every slot of the response, from one forward pass.
 
   Args:
     prompt_length: P, slots of the prompt.

@@ -156,7 +156,8 @@ def reference_log_probs(
       lambda rows: update.at_width(score, rows, rows.end, prompt_length, slots),
       jax.tree.map(lambda x: merge(split(x)), trajectory),
   )
-  return scores.reshape(-1, micro_batch // shared, shared, scores.shape[-1]).swapaxes(0, 1).reshape(trajectory.tokens.shape)
+  scores = scores.reshape(-1, micro_batch // shared, shared, slots).swapaxes(0, 1)
+  return scores.reshape(trajectory.tokens.shape)
 
 
 def rng_state(config: Config, step: int) -> list[int]:

@@ -237,7 +237,8 @@ def test_going_on_with_few_rows_changes_nothing(seed, temperature):
   lengths = np.sort(np.asarray(whole.end))
   assert lengths[-4] > lengths[0], 'rows should end at different times'
   chex.assert_trees_all_close(few, whole, atol=1e-5)
-  replay = Replay(whole.actions, jnp.full(ROWS, core.PROMPT + 5), jnp.full(ROWS, core.interface().space.routing_action(2)))
+  forced = jnp.full(ROWS, core.interface().space.routing_action(2))
+  replay = Replay(whole.actions, jnp.full(ROWS, core.PROMPT + 5), forced)
   by_row = jax.tree.map(lambda x: jnp.repeat(x, core.GROUP, axis=0), core.prompts(8)[2])
   rewritten = [run(by_row, replay=replay, group=1, fewest=fewest) for fewest in (None, 1)]
   chex.assert_trees_all_close(*rewritten, atol=1e-5)

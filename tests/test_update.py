@@ -27,7 +27,8 @@ def space():
 
 @functools.cache
 def score():
-  return jax.jit(lambda params, trajectory: update.score(params, core.MODEL, space(), trajectory, prompt_length=core.PROMPT))
+  f = functools.partial(update.score, prompt_length=core.PROMPT)
+  return jax.jit(lambda params, trajectory: f(params, core.MODEL, space(), trajectory))
 
 
 @functools.cache

@@ -305,8 +305,9 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   left = min(rng.randint(1, 15), rng.randint(1, 15)) if world.brief else rng.randint(7, 15)
   while left:
     kinds, weights = zip(
-        (given, 0 if world.complete else 8), (state, 12), (follows, 3), (knowledge, 0.5), (whole_order, 4), (place, 1.5),
-        (new_sequence, 8 if world.complete else 1), (change_of_places, 0.4), (glossary, 1.5 if world.brief else 0.5),
+        (given, 0 if world.complete else 8), (state, 12), (follows, 3), (knowledge, 0.5), (whole_order, 4),
+        (place, 1.5), (new_sequence, 8 if world.complete else 1), (change_of_places, 0.4),
+        (glossary, 1.5 if world.brief else 0.5),
     )
     statement = rng.choices(kinds, weights)[0](world)
     if statement:
