@@ -14,7 +14,7 @@ from tests.runs import tiny
 
 @pytest.fixture(scope='module', autouse=True)
 def calls_pay_or_cost():
-  """A random model never sorts. So that rewrites gain and lose, one call pays in half of the problems, else it costs."""
+  """So that rewrites gain and lose, one call pays in half of the problems; else it costs."""
   def outcome(self, instance, states, text, finished):
     calls = instance['values'][0] + states['HiddenItems'].comparisons + states['HiddenItems'].swaps
     return Outcome(float(calls % 2), bool(calls % 2), {})
