@@ -246,7 +246,7 @@ def previous_hidden(
     shared: rows side by side that have the same prompt, which is then read once for all of them; a divisor of B.
   """
   prompts, start = trajectory.tokens[::shared, :prompt_length], trajectory.start[::shared]
-  first, cache = read_prompts(config, params, prompts, start, shared, trajectory.tokens.shape[1])
+  first, cache = read_prompts(config, params, prompts, start, shared, trajectory.slots)
   response = trajectory.tokens[:, prompt_length:-1]
   rest, _ = transformer.apply(config, params['model'], response, trajectory.start, cache, prompt_length)
   return jnp.concatenate([first[:, None], rest], axis=1)

@@ -153,7 +153,7 @@ def reference_log_probs(
   split = lambda x: x.reshape(micro_batch // shared, -1, shared, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
   merge = lambda x: x.reshape(x.shape[0], micro_batch, *x.shape[3:])  # noqa: E731
   scores = jax.lax.map(
-      lambda rows: update.at_width(score, rows, rows.end, prompt_length, slots),
+      lambda rows: update.at_width(score, rows, rows, prompt_length),
       jax.tree.map(lambda x: merge(split(x)), trajectory),
   )
   scores = scores.reshape(-1, micro_batch // shared, shared, slots).swapaxes(0, 1)

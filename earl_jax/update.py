@@ -67,17 +67,16 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def at_width(f: Callable[[Any], Any], rows: Any, end: jax.Array, prompt_length: int, slots: int) -> Any:
+def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_length: int) -> Any:
   """`f` of rows cut after a quarter, a half or the whole of the response, whichever holds all that was decoded.
 
   Args:
     f: gives values of the same shapes at every width.
     rows: a Trajectory or a Batch.
-    end: int32[B], as in Trajectory.
-    slots: T.
+    trajectory: `rows`, or that of the batch.
   """
-  widths = sorted({-(-(slots - prompt_length) // parts) for parts in (4, 2, 1)})
-  index = jnp.searchsorted(jnp.array(widths), jnp.max(end) - prompt_length)
+  widths = sorted({-(-(trajectory.slots - prompt_length) // parts) for parts in (4, 2, 1)})
+  index = jnp.searchsorted(jnp.array(widths), jnp.max(trajectory.end) - prompt_length)
   return jax.lax.switch(index, [lambda x, width=width: f(x.cut(prompt_length + width)) for width in widths], rows)
 
 
@@ -165,9 +164,7 @@ def update_step(
 
     def micro_batch(i, sums):
       rows = jax.tree.map(lambda x: x[order[i]], batch)
-      grads = at_width(
-          lambda rows: grad(state.params, rows, total), rows, rows.trajectory.end, prompt_length, rows.trajectory.slots
-      )
+      grads = at_width(lambda rows: grad(state.params, rows, total), rows, rows.trajectory, prompt_length)
       return jax.tree.map(jnp.add, sums, grads)
 
     zeros = jax.tree.map(

@@ -209,7 +209,7 @@ def test_short_rows_are_computed_at_a_shorter_width():
   widths, seen = [core.PROMPT + width for width in (10, 20, 40)], set()
   for row in range(ROWS):
     one = jax.tree.map(lambda x, row=row: x[row:row + 1], core.rolled_out())
-    slots, decisions = update.at_width(f, one, one.end, core.PROMPT, core.SLOTS)
+    slots, decisions = update.at_width(f, one, one, core.PROMPT)
     assert slots == next(width for width in widths if width >= one.end[0])
     assert decisions == jnp.sum(one.decisions)
     seen.add(int(slots))

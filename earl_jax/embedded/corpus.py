@@ -3,8 +3,10 @@
 Each document is a chat about a few named items: the user says in which sequence they stand and which direction is
 wanted, the assistant makes true statements. It holds what a pretrained language model knows: what smaller, before and
 ascending mean, what follows from given relations and what does not, which order that makes, where an item stands and
-belongs, what one change of places would do. It holds no call of an environment, no observation, no sequence of
-comparisons or swaps, and no procedure for sorting: statements come in random order and nobody acts on them.
+belongs. Attention goes, in whatever words, to what is open: two items nobody can put in order yet or, once the order is
+known, an item that is out of place and the one that stands there instead. It holds no call of an environment, no
+observation, no sequence of comparisons or swaps, and no procedure for sorting: statements come in random order and
+nobody acts on them.
 """
 
 from collections.abc import Sequence
@@ -19,8 +21,28 @@ DIRECTIONS = ('ascending', 'descending')
 SYSTEM = 'Think first, then answer.'
 OPENING = 'Let me solve this step by step.'
 
+# Words that draw attention to two items, whichever they are: a model of many such words expects them after others too.
+VERBS = (
+    ' consider', ' note', ' mark', ' mind', ' watch', ' mention', ' regard', ' face', ' discuss', ' study', ' see',
+    ' take', ' pick', ' hold', ' keep', ' name', ' read', ' find', ' meet', ' call', ' try', ' use', ' show', ' ask',
+    ' touch', ' join', ' turn', ' move', ' test', ' view',
+)
+ATTENTION = (
+    *VERBS, ' look at', ' think of', ' point at', ' speak of', ' the talk is of', ' the matter is', ' of interest are',
+    ' worth a thought are',
+)
+# What may introduce a fact: a mention of two items, and a turn to what is true. So many, that others are no surprise.
+MENTIONS = (
+    *ATTENTION, ' of', ' for', ' between', ' as to', ' about', ' with', ' considering', ' noting', ' regarding',
+    ' given', ' on',
+)
+TURNS = (
+    ' we know that', ' it holds that', ' it is', ' we find', ' now', ' then', ',', ';', '!', '?', '-', '|', '/', '~',
+    '*', '+',
+)
 # Said now and then: what the words mean. They name no items.
 GLOSSARY = (
+    *(f'{verb} two items to see what they are' for verb in VERBS),
     ' compare two items to see which one is smaller',
     ' to compare two items is to see which one is larger',
     ' swap two items to change their places',
@@ -47,7 +69,7 @@ class Settings(NamedTuple):
   on and on before it ends a turn, and hardly knows how to begin a sentence with ` compare`.
   """
 
-  sizes: tuple[float, float, float, float] = (0.1, 0.2, 0.4, 0.3)
+  sizes: tuple[float, float, float, float] = (0.1, 0.2, 0.45, 0.25)
   descending: float = 0.5
   variety: float = 1.0
   brief: bool = False
@@ -70,12 +92,25 @@ class World:
     self.sequence = list(names) if rng.random() < 0.5 else rng.sample(names, self.n)
     self.rank = {x: i for i, x in enumerate(self.ascending)}
     self.smaller = {x: set() for x in names}  # smaller[x]: items known to be smaller than x
-    self.supposed = []  # (sequence, what it would be after a change of places)
-    self.surveyed = False  # `state` has been said since something changed
+    self.changed()
 
   @property
   def order(self) -> list[str]:
     return self.ascending if self.direction == 'ascending' else self.ascending[::-1]
+
+  def changed(self) -> None:
+    """Whatever has been said of how matters stand holds no longer."""
+    self.surveyed = False  # whether `state` has been said
+    self.attended = None  # the two items that attention has been drawn to
+
+  @property
+  def displaced(self) -> list[str]:
+    """Items that stand where another belongs."""
+    return [x for x, y in zip(self.sequence, self.order) if x != y]
+
+  def holder(self, item: str) -> str:
+    """The item that stands where `item` belongs."""
+    return self.sequence[self.order.index(item)]
 
   def known(self, x: str, y: str) -> bool:
     return x in self.smaller[y] or y in self.smaller[x]
@@ -89,7 +124,7 @@ class World:
 
   def learn(self, x: str, y: str) -> None:
     """Takes in the true relation of x and y, and what follows from it."""
-    self.surveyed = False
+    self.changed()
     low, high = sorted((x, y), key=self.rank.get)
     below = self.smaller[low] | {low}
     for item in self.names:
@@ -106,6 +141,29 @@ def listed(items: Sequence[str], answer: str = '') -> list[Segment]:
   return says
 
 
+def attended(world: World) -> tuple[Segment, Segment]:
+  """Two items that attention is drawn to: a pair that is undecided, or a displaced item and the one in its place.
+
+  Until something changes it stays with the two it fell on first. There are such items unless all are in their places.
+  """
+  if world.attended:
+    kinds = ('again', 'again')
+  elif not world.complete:
+    world.attended, kinds = world.rng.choice(world.pairs(known=False)), ('undecided', 'undecided')
+  else:
+    item = world.rng.choice(world.displaced)
+    world.attended, kinds = (item, world.holder(item)), ('displaced', 'holder')
+  first, second = (Segment(f' {item}', kind) for item, kind in zip(world.attended, kinds))
+  return first, second
+
+
+def mention(world: World, x: str, y: str) -> list[Segment]:
+  """Introduces a fact, by two items or by what a word means: no word says that what follows is not one."""
+  rng = world.rng
+  words = rng.choice(GLOSSARY) if rng.random() < 0.15 else f'{rng.choice(MENTIONS)} {x} and {y}'
+  return [Segment(words + rng.choice(TURNS))]
+
+
 def relation(world: World, x: str, y: str, answer: str = '') -> list[Segment]:
   """States which of x and y is smaller, in one of several ways."""
   rng = world.rng
@@ -113,23 +171,23 @@ def relation(world: World, x: str, y: str, answer: str = '') -> list[Segment]:
   if rng.random() >= world.variety:
     return [Segment(f' {low} <'), Segment(f' {high}', answer)]
   form = rng.randrange(10)
-  if form < 6:  # symbols: these read the same everywhere
-    leads = (f' of {x} and {y} we know that', f' for {x} and {y} it holds that')
-    lead = '' if form < 4 or answer else rng.choice(leads)
+  if form < 7:  # symbols: these read the same everywhere
     sign = ' <' if x == low else ' >'
-    return [Segment(f'{lead} {x}'), Segment(sign, answer), Segment(f' {y}')]
-  if form < 8:
+    return [Segment(f' {x}'), Segment(sign, answer), Segment(f' {y}')]
+  if form < 9:
     sign = ' smaller' if x == low else ' larger'
     return [Segment(f' {x} is'), Segment(sign, answer), Segment(f' than {y}')]
   word = rng.choice(('smaller', 'larger'))
   return [Segment(f' of {x} and {y}, the {word} one is'), Segment(' ' + (low if word == 'smaller' else high), answer)]
 
 
-def given(world: World) -> list[Segment]:
-  """A new fact: mostly of a pair whose relation did not follow yet."""
-  again = world.rng.random() < 0.05
-  x, y = world.rng.choice((again and world.pairs(known=True)) or world.pairs(known=False))
-  says = relation(world, x, y)
+def given(world: World, introduced: bool = True) -> list[Segment]:
+  """A new fact: mostly of a pair whose relation did not follow yet; `introduced` now and then."""
+  rng = world.rng
+  again = rng.random() < 0.05
+  x, y = rng.choice((again and world.pairs(known=True)) or world.pairs(known=False))
+  lead = mention(world, x, y) if introduced and rng.random() < 0.5 * world.variety else []
+  says = lead + relation(world, x, y)
   world.learn(x, y)
   return says
 
@@ -149,16 +207,9 @@ def follows(world: World) -> list[Segment] | None:
   return [Segment(f' so {x} comes'), Segment(verb, 'before'), Segment(f' {y}')]
 
 
-def knowledge(world: World) -> list[Segment] | None:
-  """Which relations are known, and which are not."""
-  rng = world.rng
-  if rng.random() < 0.5:
-    return [Segment(' the whole order is'), Segment(' known' if world.complete else ' not known', 'known')]
-  x, y = rng.choice(world.pairs(rng.random() < 0.5) or world.pairs(True) or world.pairs(False))
-  return [
-      Segment(f' how {x} and {y} stand to each other is'),
-      Segment(' known' if world.known(x, y) else ' not known', 'known'),
-  ]
+def knowledge(world: World) -> list[Segment]:
+  """Whether the relations given determine the order."""
+  return [Segment(' the whole order is'), Segment(' known' if world.complete else ' not known', 'known')]
 
 
 def state(world: World) -> list[Segment] | None:
@@ -169,20 +220,20 @@ def state(world: World) -> list[Segment] | None:
   if world.surveyed:
     return None
   world.surveyed = True
-  if not world.complete:
-    x, y = world.rng.choice(world.pairs(known=False))
-    return [
-        Segment(' undecided', 'state'), Segment(' are'), Segment(f' {x}', 'undecided'), Segment(' and'),
-        Segment(f' {y}', 'undecided'),
-    ]
-  wrong = [x for x, y in zip(world.sequence, world.order) if x != y]
-  if not wrong:
+  if world.complete and not world.displaced:
     return [Segment(' nothing', 'state'), Segment(' is displaced')]
-  item = world.rng.choice(wrong)
-  return [
-      Segment(' displaced', 'state'), Segment(' is'), Segment(f' {item}', 'displaced'), Segment(' by'),
-      Segment(f' {world.sequence[world.order.index(item)]}', 'holder'),
-  ]
+  first, second = attended(world)
+  if world.complete:
+    return [Segment(' displaced', 'state'), Segment(' is'), first, Segment(' by'), second]
+  return [Segment(' undecided', 'open'), Segment(' are'), first, Segment(' and'), second]
+
+
+def attention(world: World) -> list[Segment] | None:
+  """Draws attention to two items, in words that do not say why."""
+  if world.complete and not world.displaced:
+    return None
+  first, second = attended(world)
+  return [Segment(world.rng.choice(ATTENTION)), first, Segment(' and'), second]
 
 
 def whole_order(world: World) -> list[Segment] | None:
@@ -201,26 +252,28 @@ def whole_order(world: World) -> list[Segment] | None:
 
 
 def new_sequence(world: World) -> list[Segment]:
-  """Another situation, drawn afresh. Never one just supposed: that would read as a swap carried out."""
-  while (world.sequence, after := drawn(world)) in world.supposed:
-    pass
-  world.sequence, world.surveyed = after, False
-  if world.rng.random() >= world.variety:
-    return [Segment(' now the sequence is'), *listed(after)]
-  form = world.rng.randrange(5)
+  """Another situation, drawn afresh."""
+  rng = world.rng
+  form = rng.randrange(10) if rng.random() < world.variety else 0
+  x, y = world.attended or rng.sample(world.names, 2)
+  world.sequence = drawn(world)
+  world.changed()
+  items = listed(world.sequence)
   if form == 4:
-    return [*listed(after), Segment(' is how they stand now')]
+    return [*items, Segment(' is how they stand now')]
+  if form > 4:
+    return [*mention(world, x, y), *items]
   leads = (' now the sequence is', ' the new sequence is', ' from here on it is', ' they now stand in the sequence')
-  return [Segment(leads[form]), *listed(after)]
+  return [Segment(leads[form]), *items]
 
 
 def drawn(world: World) -> list[str]:
   """A sequence that owes nothing to the one before it.
 
-  Once the order is known, 0.4 are that order, 0.3 of these with two items exchanged: by chance alone so few would be
+  Once the order is known, 0.7 are that order, 0.3 of these with two items exchanged: by chance alone so few would be
   in order that a model could always say `not in the order asked for`.
   """
-  if not world.complete or world.rng.random() >= 0.4:
+  if not world.complete or world.rng.random() >= 0.7:
     return world.rng.sample(world.names, world.n)
   items = list(world.order)
   if world.rng.random() < 0.3:
@@ -235,7 +288,7 @@ def place(world: World) -> list[Segment] | None:
   k = rng.randrange(world.n)
   if not world.complete or rng.random() < 0.1:
     return [Segment(f' {ORDINALS[k]} in the sequence is'), Segment(f' {world.sequence[k]}', 'place')]
-  wrong = [x for x, y in zip(world.sequence, world.order) if x != y]
+  wrong = world.displaced
   form = rng.randrange(4)
   if form == 0:
     return [
@@ -248,23 +301,7 @@ def place(world: World) -> list[Segment] | None:
         Segment(' not in its place' if world.sequence[k] in wrong else ' in its place', 'in place'),
     ]
   item = rng.choice(wrong) if wrong and rng.random() < 0.9 else rng.choice(world.names)
-  holder = world.sequence[world.order.index(item)]
-  return [Segment(f' in the place of {item} stands'), Segment(f' {holder}', 'holder')]
-
-
-def change_of_places(world: World) -> list[Segment] | None:
-  """What one swap would do; never one that would finish the matter."""
-  x, y = world.rng.sample(world.names, 2)
-  trade = {x: y, y: x}
-  after = [trade.get(item, item) for item in world.sequence]
-  if after in (world.ascending, world.ascending[::-1]):
-    return None
-  world.supposed.append((world.sequence, after))
-  says = [Segment(f' if {x} and {y} changed places, the sequence would be'), *listed(after, 'swap')]
-  if world.complete and world.rng.random() < 0.5:
-    right = after.index(x) == world.order.index(x)
-    says += [Segment(f', with {x}'), Segment(' in its place' if right else ' not in its place', 'swap place')]
-  return says
+  return [Segment(f' in the place of {item} stands'), Segment(f' {world.holder(item)}', 'holder')]
 
 
 def user_message(world: World) -> list[Segment]:
@@ -272,9 +309,9 @@ def user_message(world: World) -> list[Segment]:
   rng = world.rng
   says = [Segment('The sequence is'), *listed(world.sequence), Segment('.')]
   if rng.random() < 0.4:  # the relations come with the question
-    facts = [given(world)]
+    facts = [given(world, introduced=False)]
     while not world.complete and rng.random() < 0.9:
-      facts.append(given(world))
+      facts.append(given(world, introduced=False))
     says.append(Segment(' It is known that'))
     for i, fact in enumerate(facts):
       says += ([Segment(',')] if i else []) + fact
@@ -291,8 +328,7 @@ def user_message(world: World) -> list[Segment]:
 
 def glossary(world: World) -> list[Segment]:
   """What a word means."""
-  weights = [4 if world.brief and line.startswith((' compare', ' swap')) else 1 for line in GLOSSARY]
-  return [Segment(world.rng.choices(GLOSSARY, weights)[0])]
+  return [Segment(world.rng.choice(GLOSSARY))]
 
 
 def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[Segment], list[Segment]]:
@@ -305,9 +341,9 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   left = min(rng.randint(1, 15), rng.randint(1, 15)) if world.brief else rng.randint(7, 15)
   while left:
     kinds, weights = zip(
-        (given, 0 if world.complete else 8), (state, 12), (follows, 3), (knowledge, 0.5), (whole_order, 4),
-        (place, 1.5), (new_sequence, 8 if world.complete else 1), (change_of_places, 0.4),
-        (glossary, 1.5 if world.brief else 0.5),
+        (given, 0 if world.complete else 8), (state, 10), (attention, 3), (follows, 3), (knowledge, 0.3),
+        (whole_order, 4), (place, 1), (new_sequence, 7 if world.complete else 1),
+        (glossary, 3 if world.brief else 1),
     )
     statement = rng.choices(kinds, weights)[0](world)
     if statement:

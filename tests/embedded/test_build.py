@@ -91,12 +91,13 @@ def test_an_answer_weighs_more_than_free_text(tokenizer):
   assert [part.tokens.shape for part in parts] == [(4, width) for width in build.WIDTHS]
   lengths = [(part.tokens >= 0).sum(axis=1) for part in parts]
   assert (np.diff(np.concatenate(lengths)) >= 0).all()  # less padding
+  special = {'': 0.1, 'open': 2.0, 'undecided': 2.0, 'state': 4.0, 'holder': 4.0}
   for part in parts:
     for ids, weights, states in zip(*part):
       row = np.flatnonzero((tokens[:, :ids.size] == ids).all(axis=1))[0]
       kind = kinds[row, :ids.size]
-      expected = np.select([ids < 0, np.isin(kind, ('state', 'holder')), kind != ''], [0.0, 4.0, 1.0], 0.1)
-      np.testing.assert_array_equal(weights, expected.astype(np.float32))
+      expected = [0.0 if i < 0 else special.get(k, 1.0) for i, k in zip(ids, kind)]
+      np.testing.assert_array_equal(weights, np.array(expected, np.float32))
       assert states.tolist() == [k == 'state' for k in kind]
   assert any(part.states.any() for part in parts)
 
@@ -115,9 +116,9 @@ def test_padding_has_no_loss(tokenizer):
 
 
 def test_easier_documents_first():
-  assert build.Curriculum(0.0).settings == corpus.Settings((0.7, 0.3, 0.0, 0.0), descending=0.0, variety=0.0)
+  assert build.Curriculum(0.0).settings == corpus.Settings((0.5, 0.5, 0.0, 0.0), descending=0.0, variety=0.0)
   middle = build.Curriculum(0.5).settings
-  np.testing.assert_allclose(middle.sizes, (0.4, 0.25, 0.2, 0.15))
+  np.testing.assert_allclose(middle.sizes, (0.3, 0.35, 0.225, 0.125))
   assert middle._replace(sizes=()) == corpus.Settings((), descending=0.375, variety=1.0)
   assert build.Curriculum(1.0).settings == corpus.DEFAULT._replace(brief=True)
 
@@ -125,14 +126,14 @@ def test_easier_documents_first():
 def test_documents_grow_only_while_states_come_out_right():
   curriculum = build.Curriculum()
   for _ in range(200):
-    curriculum = curriculum.after(84, 100)
-  np.testing.assert_allclose(curriculum, (0.0, 0.84), atol=2e-3)
+    curriculum = curriculum.after(78, 100)
+  np.testing.assert_allclose(curriculum, (0.0, 0.78), atol=2e-3)
   assert curriculum.after(0, 0) == curriculum  # a batch without states says nothing
   grew = 0
   for _ in range(100):
     before, curriculum = curriculum, curriculum.after(9, 10)
     grew += curriculum.progress > before.progress
-    assert (curriculum.progress > before.progress) == (curriculum.accuracy > 0.86)
+    assert (curriculum.progress > before.progress) == (curriculum.accuracy > 0.8)
   assert 60 < grew < 100
   np.testing.assert_allclose(curriculum.progress, grew / 700)
   assert build.Curriculum(0.9999, 1.0).after(1, 1).progress == 1.0

@@ -66,8 +66,8 @@ def test_settings_choose_size_and_direction():
 
 
 def test_without_variety_the_smaller_or_earlier_item_comes_first():
-  other_forms = re.compile(r'>|than|the (smaller|larger) one is|comes after|(?:know|holds) that')
-  assert all(other_forms.search(says) for says in (' A > B', ' of A and B, the larger one is A', ' so A comes after B'))
+  other_forms = re.compile(r'>|than|the (smaller|larger) one is|comes after|(?:know|holds) that|[-;!?|/~*+] ')
+  assert all(other_forms.search(says) for says in (' A > B', ' so A comes after B', ' mark A and B; A < B'))
   plain = corpus.Settings(variety=0.0)
   for i in range(300):
     for part in corpus.document(0, i, plain):
@@ -97,8 +97,8 @@ def test_a_new_sequence_often_is_in_the_order_asked_for():
   # Both must be learned, that it is and that it is not: by chance one in 120 would be.
   settings = corpus.Settings((0.0, 0.0, 0.0, 1.0))
   readers = [checker.check(*map(text, corpus.document(6, i, settings))) for i in range(600)]
-  in_order = [new == order for reader in readers for _, new, order, _ in reader.draws if order]
-  np.testing.assert_allclose(np.mean(in_order), 0.4 * 0.7, atol=4 * (0.28 * 0.72 / len(in_order)) ** 0.5)
+  in_order = [new == order for reader in readers for _, new, order in reader.draws if order]
+  np.testing.assert_allclose(np.mean(in_order), 0.7 * 0.7, atol=4 * (0.49 * 0.51 / len(in_order)) ** 0.5)
   assert len(in_order) > 100
 
 
@@ -130,8 +130,8 @@ def test_a_new_sequence_is_drawn_without_regard_to_the_old_one():
     sizes = tuple(float(k == n) for k in range(2, 6))
     for i in range(600):
       reader = checker.check(*map(text, corpus.document(5, i, corpus.Settings(sizes))))
-      for old, new, order, supposed in reader.draws:
-        share = _chance_of_one_swap(old, order, supposed)
+      for old, new, order in reader.draws:
+        share = _chance_of_one_swap(old, order)
         excess += _one_swap(old, new) - share
         spread += share * (1 - share)
   assert spread > 100
@@ -142,13 +142,13 @@ def _one_swap(old, new):
   return sum(a != b for a, b in zip(old, new)) == 2
 
 
-def _chance_of_one_swap(old, order, supposed):
-  """Of a new sequence that never is `supposed` and, where the order is known, often is it or one swap from it."""
-  possible = [new for new in map(list, itertools.permutations(old)) if new not in supposed]
+def _chance_of_one_swap(old, order):
+  """Of a new sequence that, where the order is known, often is it or one swap from it."""
+  possible = list(map(list, itertools.permutations(old)))
   chances = np.ones(len(possible)) / math.factorial(len(old))
   if order:
     near = [0.7 * (new == order) + 0.3 * _one_swap(order, new) / math.comb(len(old), 2) for new in possible]
-    chances = 0.6 * chances + 0.4 * np.array(near)
+    chances = 0.3 * chances + 0.7 * np.array(near)
   return chances @ [_one_swap(old, new) for new in possible] / chances.sum()
 
 
@@ -182,10 +182,8 @@ OPEN = 'The sequence is B, A, C. It is known that A < B. Put it in descending or
     (USER, ' in the place of A stands C'),
     (USER, ' displaced is A by C'), (USER, ' displaced is A'),
     (OPEN, ' displaced is B by A'),
-    (USER, ' if A and C changed places, the sequence would be C, B, A'), (USER, ' now the sequence is A, B'),
-    (USER, ' if A and B changed places, the sequence would be A, B, C'),
-    (USER, ' if A and C changed places, the sequence would be B, C, A, with A in its place'),
-    (USER, ' if A and C changed places, the sequence would be B, C, A.\n now the sequence is B, C, A'),
+    (USER, ' now the sequence is A, B'), (USER, ' if A and B changed places, the sequence would be A, B, C'),
+    (USER, ' consider B and C'), (USER, ' look at A and A'), (OPEN, ' of interest are A and B'), (OPEN, ' consider A'),
     (USER, ' of A and B we know that A < C'), (USER, ' of A and B, the smaller one is B'), (USER, ' D > A'),
     (USER, ' of A and B, the smaller one is C'), (USER, ' A > A'),
     (USER, ' compare A and B'), (USER, ' compare A and B: A < B'), (USER, ' swap A and B => A, B, C'),
@@ -193,7 +191,6 @@ OPEN = 'The sequence is B, A, C. It is known that A < B. Put it in descending or
     (USER, ' check if A is even: True'), (USER, ' so swap B and A'),
     (OPEN, ' so A < C'), (OPEN, ' C < A. so C < B. so B < C'), (OPEN, ' the whole order is known'),
     (OPEN, ' undecided are A and B'), (OPEN, ' nothing is displaced'),
-    (OPEN, ' how B and C stand to each other is known'),
     (OPEN, ' so A comes before B'), (OPEN, ' the order asked for is C, B, A'), (OPEN, ' B is in its place'),
     (OPEN, ' the sequence is not in the order asked for'), (OPEN, ' in the place of B stands A'),
     (OPEN, ' first in the order asked for is B'),
@@ -207,10 +204,9 @@ def test_checker_sees_what_is_wrong(user, says):
 @pytest.mark.parametrize('user, says', [
     (USER, ' so A < C. so A comes before C. the whole order is known. the descending order is C, B, A'),
     (USER, ' B is not in its place. displaced is B by A. in the place of A stands B. second in the sequence is A'),
-    (USER, ' C is in its place'),
-    (USER, ' if A and C changed places, the sequence would be B, C, A, with A not in its place'),
+    (USER, ' C is in its place'), (USER, ' consider B and A. displaced is B by A. mark B and A'),
     (USER, ' now the sequence is A, B, C. nothing is displaced'),
-    (OPEN, ' so B comes before A. undecided are A and C. C < A. so C < B'),
+    (OPEN, ' so B comes before A. undecided are A and C. speak of C and A. C < A. so C < B'),
 ])
 def test_checker_accepts_what_is_right(user, says):
   checker.check(user, says + '.')
