@@ -141,11 +141,13 @@ def listed(items: Sequence[str], answer: str = '') -> list[Segment]:
   return says
 
 
-def attended(world: World) -> tuple[Segment, Segment]:
+def attended(world: World) -> list[Segment]:
   """Two items that attention is drawn to: a pair that is undecided, or a displaced item and the one in its place.
 
-  Until something changes it stays with the two it fell on first. There are such items unless all are in their places.
+  Until something changes it stays with the two it fell on first. Empty when all are in their places.
   """
+  if world.complete and not world.displaced:
+    return []
   if world.attended:
     kinds = ('again', 'again')
   elif not world.complete:
@@ -153,8 +155,7 @@ def attended(world: World) -> tuple[Segment, Segment]:
   else:
     item = world.rng.choice(world.displaced)
     world.attended, kinds = (item, world.holder(item)), ('displaced', 'holder')
-  first, second = (Segment(f' {item}', kind) for item, kind in zip(world.attended, kinds))
-  return first, second
+  return [Segment(f' {item}', kind) for item, kind in zip(world.attended, kinds)]
 
 
 def mention(world: World, x: str, y: str) -> list[Segment]:
@@ -220,9 +221,9 @@ def state(world: World) -> list[Segment] | None:
   if world.surveyed:
     return None
   world.surveyed = True
-  if world.complete and not world.displaced:
+  if not (items := attended(world)):
     return [Segment(' nothing', 'state'), Segment(' is displaced')]
-  first, second = attended(world)
+  first, second = items
   if world.complete:
     return [Segment(' displaced', 'state'), Segment(' is'), first, Segment(' by'), second]
   return [Segment(' undecided', 'open'), Segment(' are'), first, Segment(' and'), second]
@@ -230,9 +231,9 @@ def state(world: World) -> list[Segment] | None:
 
 def attention(world: World) -> list[Segment] | None:
   """Draws attention to two items, in words that do not say why."""
-  if world.complete and not world.displaced:
+  if not (items := attended(world)):
     return None
-  first, second = attended(world)
+  first, second = items
   return [Segment(world.rng.choice(ATTENTION)), first, Segment(' and'), second]
 
 

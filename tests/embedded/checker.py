@@ -27,13 +27,13 @@ GLOSSARY = {f'{verb} two items to see what they are' for verb in VERBS.split('|'
     'when the sequence is in the order asked for, nothing is left to do',
 }
 
+_PAIR = f'({ITEM}) and ({ITEM})'
 _RELATIONS = [  # -> (smaller, larger)
     (rf'({ITEM}) (?:<|is smaller than) ({ITEM})', lambda x, y: (x, y)),
     (rf'({ITEM}) (?:>|is larger than) ({ITEM})', lambda x, y: (y, x)),
-    (rf'of ({ITEM}) and ({ITEM}), the (smaller|larger) one is ({ITEM})', lambda x, y, word, one: (
+    (rf'of {_PAIR}, the (smaller|larger) one is ({ITEM})', lambda x, y, word, one: (
         (one, y if one == x else x) if word == 'smaller' else (y if one == x else x, one))),
 ]
-_PAIR = f'({ITEM}) and ({ITEM})'
 _LEAD = (
     rf'(?:(?:{ATTENTION}|of|for|between|as to|about|with|considering|noting|regarding|given|on) {_PAIR}'
     rf'|{"|".join(sorted(GLOSSARY))})'
@@ -43,7 +43,8 @@ _LEAD = (
 def relation(text):
   """(smaller, larger) if `text` states a relation, else None."""
   lead = re.match(_LEAD, text)
-  for says, announced in ((text, ()), (text[lead.end():], set(lead.groups()) - {None})) if lead else ((text, ()),):
+  readings = [(text, set())] + ([(text[lead.end():], set(lead.groups()) - {None})] if lead else [])
+  for says, announced in readings:
     for pattern, read in _RELATIONS:
       match = re.fullmatch(pattern, says)
       if match:
@@ -160,9 +161,8 @@ FORMS = [
     (rf'so ({ITEM}) comes (before|after) ({ITEM})', _comes),
     (r'(?:so|it follows that) (.*)', _follows),
     (r'the whole order is (not )?known', lambda r, no: r.complete == (no is None)),
-    (rf'undecided are ({ITEM}) and ({ITEM})', lambda r, x, y: not r.known(x, y)),
-    (rf'displaced is ({ITEM}) by ({ITEM})',
-     lambda r, x, y: r.complete and _open(r, x, y)),
+    (rf'undecided are {_PAIR}', lambda r, x, y: not r.known(x, y)),
+    (rf'displaced is ({ITEM}) by ({ITEM})', lambda r, x, y: r.complete and _open(r, x, y)),
     (r'nothing is displaced', lambda r: r.sequence == r.order),
     (rf'(?:{ATTENTION}) {_PAIR}', _open),
     (r'the (ascending|descending) order is (.*)', lambda r, word, items: (
