@@ -22,16 +22,16 @@ def get_config():
   config.rollout.prompts = 16
   config.rollout.group = 16
   config.rollout.prompt_length = 56
-  config.rollout.response_length = 144
+  config.rollout.response_length = 160
   config.rollout.chunk = 64
   # Counterfactuals for a fifth of all rollouts, not only for dead groups: with few items a guess is right often enough
   # that hardly any group is dead.
   config.algorithm.fraction = 0.2
   config.algorithm.only_gains = True
-  config.algorithm.entropy = 0.02
+  config.algorithm.entropy = 0.01
   # Keeps the policy's words true: it comes to act on what it says.
-  config.algorithm.kl = 0.01
+  config.algorithm.kl = 0.003
   config.algorithm.skip_zero = True
-  config.optimizer.learning_rate = 4e-4
+  config.optimizer.learning_rate = 5e-4
   config.optimizer.weight_decay = 0.0
   return config

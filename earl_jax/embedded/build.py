@@ -237,7 +237,7 @@ def train(
     build_tokenizer(folder)
     tokenizer = tokenizer_lib.load_tokenizer(folder)
     rows = math.ceil(len(tokenizer) / MULTIPLE) * MULTIPLE
-    config = transformer.ModelConfig(vocab_size=rows, **SHAPE)
+    config = transformer.ModelConfig(vocab_size=rows, tie_word_embeddings=False, **SHAPE)
     params = transformer.init_params(config, jax.random.key(seed))
     curriculum = Curriculum()
   else:

@@ -5,8 +5,8 @@ wanted, the assistant makes true statements. It holds what a pretrained language
 ascending mean, what follows from given relations and what does not, which order that makes, where an item stands and
 belongs. Attention goes, in whatever words, to what is open: two items nobody can put in order yet or, once the order is
 known, an item that is out of place and the one that stands there instead. It holds no call of an environment, no
-observation, no sequence of comparisons or swaps, and no procedure for sorting: statements come in random order and
-nobody acts on them.
+observation, no sequence of comparisons or swaps, and no procedure for sorting: statements come in random order, but for
+the order asked for, which is mostly stated as soon as it is known, and nobody acts on them.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,10 @@ MENTIONS = (
 )
 TURNS = (
     ' we know that', ' it holds that', ' it is', ' we find', ' now', ' then', ',', ';', '!', '?', '-', '|', '/', '~',
-    '*', '+',
+    '*', '+', '#', '%', '&', '@', '^', '$', '_', '"',
 )
 # Said now and then: what the words mean. They name no items.
-GLOSSARY = (
-    *(f'{verb} two items to see what they are' for verb in VERBS),
+MEANINGS = (
     ' compare two items to see which one is smaller',
     ' to compare two items is to see which one is larger',
     ' swap two items to change their places',
@@ -51,6 +50,13 @@ GLOSSARY = (
     ' in ascending order the smaller comes before the larger',
     ' in descending order the larger comes before the smaller',
     ' when the sequence is in the order asked for, nothing is left to do',
+)
+GLOSSARY = (*MEANINGS, *(f'{verb} two items to see what they are' for verb in VERBS))
+# What else one may do with words that will later call an environment: they too may stand before a fact.
+IDIOMS = (
+    ' compare notes', ' compare prices', ' compare notes and prices', ' compare words and deeds',
+    ' compare stories and songs', ' swap stories', ' swap roles', ' swap notes and stories', ' swap songs and roles',
+    ' swap words and places', ' check notes', ' check prices and words',
 )
 
 
@@ -69,7 +75,7 @@ class Settings(NamedTuple):
   on and on before it ends a turn, and hardly knows how to begin a sentence with ` compare`.
   """
 
-  sizes: tuple[float, float, float, float] = (0.1, 0.2, 0.45, 0.25)
+  sizes: tuple[float, float, float, float] = (0.1, 0.2, 0.5, 0.2)
   descending: float = 0.5
   variety: float = 1.0
   brief: bool = False
@@ -92,6 +98,7 @@ class World:
     self.sequence = list(names) if rng.random() < 0.5 else rng.sample(names, self.n)
     self.rank = {x: i for i, x in enumerate(self.ascending)}
     self.smaller = {x: set() for x in names}  # smaller[x]: items known to be smaller than x
+    self.concluded = False  # whether the order asked for has been said
     self.changed()
 
   @property
@@ -159,9 +166,9 @@ def attended(world: World) -> list[Segment]:
 
 
 def mention(world: World, x: str, y: str) -> list[Segment]:
-  """Introduces a fact, by two items or by what a word means: no word says that what follows is not one."""
+  """Introduces a fact, by two items, by what a word means or an idiom: no word says that what follows is not one."""
   rng = world.rng
-  words = rng.choice(GLOSSARY) if rng.random() < 0.15 else f'{rng.choice(MENTIONS)} {x} and {y}'
+  words = rng.choice((*MEANINGS, *IDIOMS)) if rng.random() < 0.3 else f'{rng.choice(MENTIONS)} {x} and {y}'
   return [Segment(words + rng.choice(TURNS))]
 
 
@@ -238,16 +245,18 @@ def attention(world: World) -> list[Segment] | None:
 
 
 def whole_order(world: World) -> list[Segment] | None:
-  """The order, or an item of it, once the relations determine it."""
+  """The order, or an item of it, once the relations determine it: first of all the order asked for."""
   if not world.complete:
     return None
-  form = world.rng.randrange(3)
+  form = world.rng.randrange(3) if world.concluded else 1
   if form == 0:
     direction = world.rng.choice(DIRECTIONS)
     items = world.ascending if direction == 'ascending' else world.ascending[::-1]
     return [Segment(f' the {direction} order is'), *listed(items, 'order')]
   if form == 1:
-    return [Segment(' the order asked for is'), *listed(world.order, 'order')]
+    lead = [Segment(' the', '' if world.concluded else 'conclusion'), Segment(' order asked for is')]
+    world.concluded = True
+    return [*lead, *listed(world.order, 'order')]
   k = world.rng.randrange(world.n)
   return [Segment(f' {ORDINALS[k]} in the order asked for is'), Segment(f' {world.order[k]}', 'order place')]
 
@@ -341,9 +350,10 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   ends = rng.choice((('.',), ('\n',), ('.', '\n')))
   left = min(rng.randint(1, 15), rng.randint(1, 15)) if world.brief else rng.randint(7, 15)
   while left:
+    conclude = world.complete and not world.concluded  # what follows is easier to see from the order than without it
     kinds, weights = zip(
         (given, 0 if world.complete else 8), (state, 10), (attention, 3), (follows, 3), (knowledge, 0.3),
-        (whole_order, 4), (place, 1), (new_sequence, 7 if world.complete else 1),
+        (whole_order, 60 if conclude else 4), (place, 1), (new_sequence, 7 if world.complete else 1),
         (glossary, 3 if world.brief else 1),
     )
     statement = rng.choices(kinds, weights)[0](world)

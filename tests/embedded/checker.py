@@ -26,6 +26,12 @@ GLOSSARY = {f'{verb} two items to see what they are' for verb in VERBS.split('|'
     'in ascending order the smaller comes before the larger', 'in descending order the larger comes before the smaller',
     'when the sequence is in the order asked for, nothing is left to do',
 }
+# Before facts only: common phrases that have nothing to do with items.
+IDIOMS = {
+    'compare notes', 'compare prices', 'compare notes and prices', 'compare words and deeds',
+    'compare stories and songs', 'swap stories', 'swap roles', 'swap notes and stories', 'swap songs and roles',
+    'swap words and places', 'check notes', 'check prices and words',
+}
 
 _PAIR = f'({ITEM}) and ({ITEM})'
 _RELATIONS = [  # -> (smaller, larger)
@@ -36,8 +42,8 @@ _RELATIONS = [  # -> (smaller, larger)
 ]
 _LEAD = (
     rf'(?:(?:{ATTENTION}|of|for|between|as to|about|with|considering|noting|regarding|given|on) {_PAIR}'
-    rf'|{"|".join(sorted(GLOSSARY))})'
-    r'(?: (?:we know that|it holds that|it is|we find|now|then)|[-,;!?|/~*+]) ')
+    rf'|{"|".join(sorted(GLOSSARY | IDIOMS))})'
+    r'(?: (?:we know that|it holds that|it is|we find|now|then)|[-,;!?|/~*+#%&@^$_"]) ')
 
 
 def relation(text):

@@ -66,7 +66,7 @@ def test_settings_choose_size_and_direction():
 
 
 def test_without_variety_the_smaller_or_earlier_item_comes_first():
-  other_forms = re.compile(r'>|than|the (smaller|larger) one is|comes after|(?:know|holds) that|[-;!?|/~*+] ')
+  other_forms = re.compile(r'>|than|the (smaller|larger) one is|comes after|(?:know|holds) that|[-;!?|/~*+#%&@^$_"] ')
   assert all(other_forms.search(says) for says in (' A > B', ' so A comes after B', ' mark A and B; A < B'))
   plain = corpus.Settings(variety=0.0)
   for i in range(300):
