@@ -10,6 +10,7 @@ The workdir holds config.json and versions.json (what the run is), metrics.jsonl
 checkpoints/ and, at the end, evaluation.json.
 """
 
+from concurrent import futures
 import dataclasses
 import functools
 import math
@@ -19,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
@@ -33,7 +34,7 @@ from earl_jax import checkpoint, cli, evaluate, policy, sharding, update
 from earl_jax import config as config_lib
 from earl_jax import metrics as metrics_lib
 from earl_jax.action_space import ActionSpace
-from earl_jax.collect import collect
+from earl_jax.collect import collect, draw
 from earl_jax.config import Config, UserError
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import Experiment, set_up
@@ -160,6 +161,31 @@ def reference_log_probs(
   return scores.reshape(trajectory.tokens.shape)
 
 
+def compile_update(
+    experiment: Experiment, state: Any, reference: policy.Params | None, score: functools.partial,
+    advance: functools.partial,
+) -> None:
+  """Compiles what follows the rollouts, which takes as long as they do: in a thread beside them, half the wait is gone.
+
+  Args:
+    state: shapes and shardings of the TrainState.
+    reference: parameters of the reference policy, or None.
+    score, advance: `reference_log_probs` and `update.update_step` with their settings.
+  """
+  config, by_row = experiment.config, sharding.by_row(experiment.mesh)
+  count, group = config.rollout.prompts, config.rollout.group
+  prompts = experiment.encode_prompts(*draw(experiment, stage=0, step=0))
+  rows, key = np.arange(count * group), jax.random.key(0)
+  trajectory = jax.eval_shape(lambda params: experiment.rollout(params, prompts, rows, key, group=group), state.params)
+  floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
+  batch = update.Batch(trajectory, floats(count * group), floats(*trajectory.tokens.shape))
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row), batch)
+  order = row_order(config, 0, np.zeros(count * group), np.zeros(count * group))
+  calls = [(advance, state, batch, *order)] + ([(score, reference, batch.trajectory)] if reference is not None else [])
+  for f, *arguments in calls:
+    f.func.lower(*arguments, **f.keywords).compile()
+
+
 def rng_state(config: Config, step: int) -> list[int]:
   """The random key of the next step. All randomness follows from (seed, step): it is saved to be checked."""
   return jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), step)).tolist()
@@ -191,9 +217,14 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
   shardings = sharding.tree_shardings(experiment.mesh, shapes)
   by_row = sharding.by_row(experiment.mesh)
   goal = [task for task, _ in experiment.stages[-1]]
+  score = functools.partial(reference_log_probs, micro_batch=config.algorithm.micro_batch, **settings)
+  advance = functools.partial(
+      update.update_step, optimizer=optimizer, config=config.algorithm, mesh=experiment.mesh, **settings
+  )
+  abstract = checkpoint.abstract(shapes, shardings)
 
-  with checkpoint.Checkpointer(workdir) as checkpointer, StopSignal() as stop:
-    restored = checkpointer.restore(checkpoint.abstract(shapes, shardings))
+  with checkpoint.Checkpointer(workdir) as checkpointer, StopSignal() as stop, futures.ThreadPoolExecutor(1) as thread:
+    restored = checkpointer.restore(abstract)
     if restored is None:
       step, state, solved = 0, jax.device_put(initialise(params), shardings), False
       curriculum = Curriculum()
@@ -212,10 +243,11 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           rng=rng_state(config, step),
       ))
 
-    stopped = False
+    stopped, compiling = False, None
     with metrics_lib.MetricsWriter(workdir, config.steps, step) as writer:
       while step < config.steps and not stopped and not (solved and config.stop_at_solved):
         began = time.monotonic()
+        compiling = compiling or thread.submit(compile_update, experiment, abstract, reference, score, advance)
         experience = collect(experiment, state.params, curriculum.stage, step, interventions)
         interventions = experience.interventions
         metrics = {'stage': curriculum.stage} | experience.metrics
@@ -223,18 +255,13 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
           rows = range(0, len(experience.advantages), max(1, len(experience.advantages) // SAMPLES))
           metrics_lib.write_samples(workdir, step, [experiment.render(experience.factual, row) for row in rows])
 
-        trajectory = experience.trajectory
-        if reference is None:
-          reference_scores = np.zeros(trajectory.tokens.shape, np.float32)
-        else:
-          reference_scores = reference_log_probs(
-              reference, trajectory, micro_batch=config.algorithm.micro_batch, **settings
-          )
-        batch = update.Batch(trajectory, *jax.device_put((experience.advantages, reference_scores), by_row))
-        state, update_metrics = update.update_step(
-            state, batch, *row_order(config, step, experience.advantages, np.asarray(trajectory.end)),
-            optimizer=optimizer, config=config.algorithm, mesh=experiment.mesh, **settings,
-        )
+        compiling.result()
+        trajectory = jax.device_put(experience.trajectory, by_row)
+        shape = trajectory.tokens.shape
+        scores = score(reference, trajectory) if reference is not None else np.zeros(shape, np.float32)
+        batch = jax.device_put(update.Batch(trajectory, experience.advantages, scores), by_row)
+        order = row_order(config, step, experience.advantages, np.asarray(trajectory.end))
+        state, update_metrics = advance(state, batch, *order)
         metrics |= jax.device_get(update_metrics)
         metrics['seconds'] = time.monotonic() - began
         metrics['tokens_per_second'] = metrics['tokens'] / metrics['seconds']

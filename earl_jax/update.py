@@ -156,7 +156,8 @@ def update_step(
     the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
   """
   settings = dict(model=model, space=space, config=config, prompt_length=prompt_length, shared=shared)
-  grad = jax.grad(functools.partial(loss_and_metrics, **settings), has_aux=True)
+  loss = functools.partial(loss_and_metrics, **settings)
+  grad = jax.grad(loss, has_aux=True)
 
   def mini_batch(state: TrainState, inputs):
     order, count = inputs
@@ -167,10 +168,8 @@ def update_step(
       grads = at_width(lambda rows: grad(state.params, rows, total), rows, rows.trajectory, prompt_length)
       return jax.tree.map(jnp.add, sums, grads)
 
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(grad, state.params, jax.tree.map(lambda x: x[order[0]], batch), total),
-    )
+    _, metrics = jax.eval_shape(loss, state.params, jax.tree.map(lambda x: x[order[0]], batch), total)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, metrics))
     grads, metrics = jax.lax.fori_loop(0, count, micro_batch, zeros)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -26,7 +26,7 @@ def log_softmax(logits, language, legal):
   return masked - np.logaddexp.reduce(masked)
 
 
-@pytest.mark.parametrize('seed', [1, 3])
+@pytest.mark.parametrize('seed', [1, 5])
 def test_greedy_rollout_token_for_token(seed):
   trajectory, batch, params = core.rolled_out(seed, 0.0), core.prompts(8)[2], core.params(seed)
   cut = 0
@@ -39,7 +39,7 @@ def test_greedy_rollout_token_for_token(seed):
     episode = core.play(values, offered, likeliest)
     core.assert_same_episode(trajectory, row, ids, episode)
     cut += not episode.finished and len(episode.response) < core.RESPONSE
-  assert seed != 3 or cut >= 2, 'no row of the example ends with a write that does not fit'
+  assert cut >= 2, 'no row of the example ends with a write that does not fit'
 
 
 def test_likelihoods_of_a_sampled_rollout():

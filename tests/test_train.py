@@ -170,8 +170,11 @@ def test_goes_on_until_solved(config, tmp_path, monkeypatch, lacking):
 
 def test_no_compilation_after_warm_up(config, tmp_path, monkeypatch):
   """Of the large programs; by then every kind of step has occurred: both stages, rewrites, evaluation, checkpoint."""
-  compiled, seen = [], []
-  record = lambda name, duration, **info: compiled.append(info.get('fun_name', ''))  # noqa: E731
+  compiled, seen, built = [], [], []
+  def record(name, duration, **info):
+    compiled.append(info.get('fun_name', ''))
+    if 'backend_compile' in name:
+      built.append(info.get('fun_name', ''))
   jax.monitoring.register_event_duration_secs_listener(record)
   monkeypatch.setattr(train.metrics_lib.MetricsWriter, 'write', lambda self, step, metrics: seen.append(len(compiled)))
   jax.clear_caches()
@@ -182,6 +185,8 @@ def test_no_compilation_after_warm_up(config, tmp_path, monkeypatch):
   assert count(compiled[: seen[0]]) >= 6
   late = [name for name in compiled[seen[3]:] if any(n in name for n in large)]
   assert not late
+  # Compiled ahead of its first call, for just the arguments that come: not once more then.
+  assert sum('update_step' in name for name in built) == 1
 
 
 def test_reference_scores_and_kl(model, tmp_path):
