@@ -2,7 +2,7 @@
 
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4
 
-Two CPU cores. At most 800 steps of 256 rollouts (204,800), 4 to 8 s a step; a stage of the curriculum ends when its
+Two CPU cores. At most 800 steps of 256 rollouts (204,800), 4 to 9 s a step; a stage of the curriculum ends when its
 tasks are solved, the run when every permutation of the last stage is. Measured so far: see "Results" in README.md.
 """
 
