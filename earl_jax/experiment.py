@@ -21,7 +21,7 @@ from earl_jax.tasks.base import Example, make_task, Outcome, Task
 from earl_jax.trajectory import Trajectory
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
-FEWEST = 16
+FEWEST = 64
 EMBEDDED = pathlib.Path(__file__).parent / 'embedded' / 'checkpoint'
 
 

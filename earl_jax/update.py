@@ -68,16 +68,17 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
 
 
 def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_length: int) -> Any:
-  """`f` of rows cut after a quarter, a half or the whole of the response, whichever holds all that was decoded.
+  """`f` of rows cut after half of the response, if that holds all that was decoded, or of whole rows.
+
+  Two widths, not more: each is another copy of the model to compile, forwards and backwards.
 
   Args:
-    f: gives values of the same shapes at every width.
+    f: gives values of the same shapes at both widths.
     rows: a Trajectory or a Batch.
     trajectory: `rows`, or that of the batch.
   """
-  widths = sorted({-(-(trajectory.slots - prompt_length) // parts) for parts in (4, 2, 1)})
-  index = jnp.searchsorted(jnp.array(widths), jnp.max(trajectory.end) - prompt_length)
-  return jax.lax.switch(index, [lambda x, width=width: f(x.cut(prompt_length + width)) for width in widths], rows)
+  half = prompt_length + -(-(trajectory.slots - prompt_length) // 2)
+  return jax.lax.cond(jnp.max(trajectory.end) <= half, lambda rows: f(rows.cut(half)), f, rows)
 
 
 def score(

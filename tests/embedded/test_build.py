@@ -116,11 +116,11 @@ def test_padding_has_no_loss(tokenizer):
 
 
 def test_easier_documents_first():
-  assert build.Curriculum(0.0).settings == corpus.Settings((0.5, 0.5, 0.0, 0.0), descending=0.0, variety=0.0)
+  assert build.Curriculum(0.0).settings == corpus.Settings((0.5, 0.5, 0.0, 0.0), descending=0.0, variety=0.0, brief=False)
   middle = build.Curriculum(0.5).settings
   np.testing.assert_allclose(middle.sizes, (0.3, 0.35, 0.25, 0.1))
-  assert middle._replace(sizes=()) == corpus.Settings((), descending=0.375, variety=1.0)
-  assert build.Curriculum(1.0).settings == corpus.DEFAULT._replace(brief=True)
+  assert middle._replace(sizes=()) == corpus.Settings((), descending=0.375, variety=1.0, brief=False)
+  assert build.Curriculum(1.0).settings == corpus.DEFAULT
 
 
 def test_documents_grow_only_while_states_come_out_right():
