@@ -2,8 +2,8 @@
 
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4
 
-260 steps of 256 rollouts (66,560), from 4 s a step at two items to some 8 s at four on two CPU cores. A stage of the
-curriculum ends when its tasks are mastered. Measured so far: see "Results" in README.md.
+260 steps of 256 rollouts (66,560): 49 minutes on one of two CPU cores, another run on the other. A stage of the
+curriculum ends when its tasks are mastered. What came of it: see "Results" in README.md.
 """
 
 from earl_jax import config as config_lib

@@ -4,9 +4,9 @@
 
 Training is next-token prediction, data-parallel over the local devices (two CPU cores:
 XLA_FLAGS=--xla_force_host_platform_device_count=2). It starts with two or three items and plain words, and documents
-grow only while the model can tell how matters stand: some 1,700 steps. `--steps` (3,000) more follow on the
-final mix with a falling learning rate. At 0.6 to 0.75 s a step on two free cores that is less than an hour; such a model
-ships with the package, so that no user has to wait for it. The checkpoint is written every 250 steps, with the share of
+grow only while the model can tell how matters stand: 1,000 to 1,700 steps so far. `--steps` (3,000) more follow on the
+final mix with a falling learning rate. At 0.6 to 0.75 s a step on two free cores that is about an hour; the package
+ships such a model, so that no user has to wait for it. The checkpoint is written every 250 steps, with the share of
 right answers per kind of knowledge.
 """
 

@@ -354,8 +354,8 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   while left:
     conclude = world.complete and not world.concluded  # what follows is easier to see from the order than without it
     kinds, weights = zip(
-        (given, 0 if world.complete else 8), (state, 0 if conclude else 10), (attention, 3), (follows, 3), (knowledge, 0.3),
-        (whole_order, 60 if conclude else 4), (place, 1), (new_sequence, 7 if world.complete else 1),
+        (given, 0 if world.complete else 8), (state, 0 if conclude else 10), (attention, 3), (follows, 3),
+        (knowledge, 0.3), (whole_order, 60 if conclude else 4), (place, 1), (new_sequence, 7 if world.complete else 1),
         (glossary, 3 if world.brief else 1),
     )
     statement = rng.choices(kinds, weights)[0](world)

@@ -116,7 +116,8 @@ def test_padding_has_no_loss(tokenizer):
 
 
 def test_easier_documents_first():
-  assert build.Curriculum(0.0).settings == corpus.Settings((0.5, 0.5, 0.0, 0.0), descending=0.0, variety=0.0, brief=False)
+  first = corpus.Settings((0.5, 0.5, 0.0, 0.0), descending=0.0, variety=0.0, brief=False)
+  assert build.Curriculum(0.0).settings == first
   middle = build.Curriculum(0.5).settings
   np.testing.assert_allclose(middle.sizes, (0.3, 0.35, 0.25, 0.1))
   assert middle._replace(sizes=()) == corpus.Settings((), descending=0.375, variety=1.0, brief=False)

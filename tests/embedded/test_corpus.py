@@ -93,6 +93,20 @@ def test_how_matters_stand_is_said_once_after_each_change(documents):
   assert said > len(documents)
 
 
+def test_brief_documents_say_the_order_before_how_matters_stand():
+  # And long ones never do it for that reason: there it has to be worked out.
+  states = 0
+  for i in range(300):
+    brief, long = (
+        [answer for _, answer in corpus.document(7, i, corpus.Settings(brief=brief))[1]] for brief in (True, False)
+    )
+    if 'state' in brief:
+      states += 1
+      assert 'conclusion' in brief[:brief.index('state')]
+    assert brief.count('conclusion') <= 1 and 'conclusion' not in long
+  assert states > 50
+
+
 def test_a_new_sequence_often_is_in_the_order_asked_for():
   # Both must be learned, that it is and that it is not: by chance one in 120 would be.
   settings = corpus.Settings((0.0, 0.0, 0.0, 1.0))
