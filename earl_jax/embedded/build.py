@@ -48,7 +48,9 @@ MULTIPLE = 64  # of embedding rows: padded, so that a tensor axis can share them
 
 WARM_UP = 200  # steps
 # Loss weights by kind of answer; '' is free text, any other kind weighs 1.
-WEIGHTS = {'': 0.1, 'open': 2.0, 'state': 4.0, 'holder': 4.0, 'undecided': 2.0}
+WEIGHTS = {
+    '': 0.1, 'open': 2.0, 'last open': 8.0, 'conclusion': 4.0, 'state': 4.0, 'holder': 4.0, 'undecided': 2.0,
+}
 GATE = 0.8  # documents grow while the accuracy at states of affairs exceeds this
 GROWTH = 1 / 700  # of a step that passes the gate
 DECAY = 0.97  # of the running accuracy

@@ -192,10 +192,15 @@ def relation(world: World, x: str, y: str, answer: str = '') -> list[Segment]:
 
 
 def given(world: World, introduced: bool = True) -> list[Segment]:
-  """A new fact: mostly of a pair whose relation did not follow yet; `introduced` now and then."""
+  """A fact, of a pair whose relation did not follow yet or of one that is known; `introduced` now and then.
+
+  What is known is said again mostly when one pair is left open: else their mere number would tell whether the facts
+  determine the order.
+  """
   rng = world.rng
-  again = rng.random() < 0.05
-  x, y = rng.choice((again and world.pairs(known=True)) or world.pairs(known=False))
+  unknown = world.pairs(known=False)
+  again = introduced and rng.random() < (0.7 if len(unknown) == 2 else 0.2)
+  x, y = rng.choice((again and world.pairs(known=True)) or unknown)
   lead = mention(world, x, y) if introduced and rng.random() < 0.5 * world.variety else []
   says = lead + relation(world, x, y)
   world.learn(x, y)
@@ -235,7 +240,8 @@ def state(world: World) -> list[Segment] | None:
   first, second = items
   if world.complete:
     return [Segment(' displaced', 'state'), Segment(' is'), first, Segment(' by'), second]
-  return [Segment(' undecided', 'open'), Segment(' are'), first, Segment(' and'), second]
+  kind = 'last open' if len(world.pairs(known=False)) == 2 else 'open'
+  return [Segment(' undecided', kind), Segment(' are'), first, Segment(' and'), second]
 
 
 def attention(world: World) -> list[Segment] | None:
@@ -320,9 +326,10 @@ def user_message(world: World) -> list[Segment]:
   """The sequence, now and then some relations, and the direction asked for."""
   rng = world.rng
   says = [Segment('The sequence is'), *listed(world.sequence), Segment('.')]
-  if rng.random() < 0.4:  # the relations come with the question
+  if rng.random() < 0.5:  # the relations come with the question
     facts = [given(world, introduced=False)]
-    while not world.complete and rng.random() < 0.9:
+    left = rng.choice((0, 2, 2, 6))  # pairs may stay undecided, each counted both ways
+    while len(world.pairs(known=False)) > left:
       facts.append(given(world, introduced=False))
     says.append(Segment(' It is known that'))
     for i, fact in enumerate(facts):
@@ -354,7 +361,7 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
   while left:
     conclude = world.complete and not world.concluded  # what follows is easier to see from the order than without it
     kinds, weights = zip(
-        (given, 0 if world.complete else 8), (state, 0 if conclude else 10), (attention, 3), (follows, 3),
+        (given, 0 if world.complete else 16), (state, 0 if conclude else 10), (attention, 3), (follows, 3),
         (knowledge, 0.3), (whole_order, 60 if conclude else 4), (place, 1), (new_sequence, 7 if world.complete else 1),
         (glossary, 3 if world.brief else 1),
     )

@@ -91,7 +91,9 @@ def test_an_answer_weighs_more_than_free_text(tokenizer):
   assert [part.tokens.shape for part in parts] == [(4, width) for width in build.WIDTHS]
   lengths = [(part.tokens >= 0).sum(axis=1) for part in parts]
   assert (np.diff(np.concatenate(lengths)) >= 0).all()  # less padding
-  special = {'': 0.1, 'open': 2.0, 'undecided': 2.0, 'state': 4.0, 'holder': 4.0}
+  special = {
+      '': 0.1, 'open': 2.0, 'last open': 8.0, 'conclusion': 4.0, 'state': 4.0, 'holder': 4.0, 'undecided': 2.0,
+  }
   for part in parts:
     for ids, weights, states in zip(*part):
       row = np.flatnonzero((tokens[:, :ids.size] == ids).all(axis=1))[0]

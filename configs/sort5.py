@@ -1,0 +1,22 @@
+"""Sort five hidden items: the recipe of sort4.py, one stage longer.
+
+  python -m earl_jax.train --config=configs/sort5.py --workdir=runs/sort5
+"""
+
+from configs import sort4
+from earl_jax import config as config_lib
+
+
+def get_config():
+  config = sort4.get_config()
+  config.steps = 500
+  *stages, sort4_stage = config.curriculum
+  config.curriculum = (
+      *stages,
+      {**sort4_stage, 'until': 0.9},
+      config_lib.stage(
+          ('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 1.0), ('sort', {'n': 4}, 3.0), ('sort', {'n': 5}, 9.0)
+      ),
+  )
+  config.rollout.response_length = 224
+  return config
