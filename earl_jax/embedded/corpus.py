@@ -128,8 +128,13 @@ class World:
     return [(x, y) for x in self.names for y in self.names if x != y and self.known(x, y) == known]
 
   @property
+  def open(self) -> int:
+    """How many pairs are undecided."""
+    return self.n * (self.n - 1) // 2 - sum(map(len, self.smaller.values()))
+
+  @property
   def complete(self) -> bool:
-    return sum(map(len, self.smaller.values())) == self.n * (self.n - 1) // 2
+    return self.open == 0
 
   def learn(self, x: str, y: str) -> None:
     """Takes in the true relation of x and y, and what follows from it."""
@@ -198,9 +203,8 @@ def given(world: World, introduced: bool = True) -> list[Segment]:
   determine the order.
   """
   rng = world.rng
-  unknown = world.pairs(known=False)
-  again = introduced and rng.random() < (0.7 if len(unknown) == 2 else 0.2)
-  x, y = rng.choice((again and world.pairs(known=True)) or unknown)
+  again = introduced and rng.random() < (0.7 if world.open == 1 else 0.2)
+  x, y = rng.choice((again and world.pairs(known=True)) or world.pairs(known=False))
   lead = mention(world, x, y) if introduced and rng.random() < 0.5 * world.variety else []
   says = lead + relation(world, x, y)
   world.learn(x, y)
@@ -240,7 +244,7 @@ def state(world: World) -> list[Segment] | None:
   first, second = items
   if world.complete:
     return [Segment(' displaced', 'state'), Segment(' is'), first, Segment(' by'), second]
-  kind = 'last open' if len(world.pairs(known=False)) == 2 else 'open'
+  kind = 'last open' if world.open == 1 else 'open'
   return [Segment(' undecided', kind), Segment(' are'), first, Segment(' and'), second]
 
 
@@ -328,8 +332,8 @@ def user_message(world: World) -> list[Segment]:
   says = [Segment('The sequence is'), *listed(world.sequence), Segment('.')]
   if rng.random() < 0.5:  # the relations come with the question
     facts = [given(world, introduced=False)]
-    left = rng.choice((0, 2, 2, 6))  # pairs may stay undecided, each counted both ways
-    while len(world.pairs(known=False)) > left:
+    left = rng.choice((0, 1, 1, 3))  # undecided pairs
+    while world.open > left:
       facts.append(given(world, introduced=False))
     says.append(Segment(' It is known that'))
     for i, fact in enumerate(facts):
