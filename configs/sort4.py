@@ -11,7 +11,7 @@ from earl_jax import config as config_lib
 
 def get_config():
   config = config_lib.default_config()
-  config.steps = 260
+  config.steps = 200
   # From ordering what is known to sorting what is not. Every n stays in the mix: what is no longer practised is soon
   # forgotten.
   config.curriculum = (
