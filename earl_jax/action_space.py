@@ -32,11 +32,19 @@ class ActionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EnvironmentSpec:
-  """What the policy sees of one environment: its name, the action that enters it, and the actions inside it."""
+  """What the policy sees of one environment.
+
+  Attributes:
+    name: names it everywhere.
+    routing: the action that enters it.
+    actions: those inside it.
+    closing: the one of them that does nothing but end a call (` = ` of the calculator), if there is one.
+  """
 
   name: str
   routing: ActionSpec
   actions: tuple[ActionSpec, ...]
+  closing: ActionSpec | None = None
 
 
 def encode_action(encode: Encode, spec: ActionSpec) -> list[int]:

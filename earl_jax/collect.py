@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax import counterfactual, sharding
-from earl_jax import rollout as rollout_lib
 from earl_jax.advantages import counterfactual_advantages, group_advantages
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import Experiment
@@ -99,7 +98,7 @@ def rewrite(
   rewritten = counterfactual.choose_rewrites(rewards, config.algorithm.fraction, offered[:, environment], rng)
   rows = np.flatnonzero(rewritten)
   new_rewards, replaced = np.zeros(batch, np.float32), np.zeros(batch, bool)
-  forced = experiment.interface.space.routing_action(environment + 1)
+  route = experiment.interface.route(environment)
   shard = sharding.by_row(experiment.mesh)
   trajectory, tokens = factual, 0
   for first in range(0, len(rows), config.rollout.chunk):
@@ -108,10 +107,10 @@ def rewrite(
     real = rows[first : first + config.rollout.chunk]
     chunk[: len(real)] = real
     old = jax.device_put(_take_rows(factual, chunk), shard)
-    until = counterfactual.choose_positions(
+    slots = counterfactual.choose_positions(
         position_key, old.route_scores[..., environment], chunk, prompt_length=config.rollout.prompt_length
     )
-    replay = rollout_lib.Replay(old.actions, until, jnp.full_like(until, forced))
+    replay = counterfactual.force(old.actions, slots, route)
     new = run(jax.device_put(_take_rows(prompts, chunk // group), shard), chunk, rollout_key, replay)
     results = experiment.outcomes([tasks[r // group] for r in real], [examples[r // group] for r in real], new)
     new_rewards[real] = [o.reward for o in results]
@@ -120,7 +119,7 @@ def rewrite(
     target = np.full(len(chunk), batch, np.int32)  # rows beyond the end are dropped
     target[: len(real)] = np.where(replaced[real], real, batch)
     trajectory = _replace_rows(jax.tree.map(jnp.copy, trajectory) if first == 0 else trajectory, target, new)
-    tokens += int(np.sum((np.asarray(new.end) - np.asarray(until))[: len(real)]))
+    tokens += int(np.sum((np.asarray(new.end) - np.asarray(slots))[: len(real)]))
   return Rewrites(environment, trajectory, rewritten.reshape(-1), replaced, new_rewards, tokens)
 
 

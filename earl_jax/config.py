@@ -108,6 +108,7 @@ class Config:
 
   Attributes:
     model: 'embedded', or the folder of a Hugging Face checkpoint.
+    interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     seed: of data, sampling and interventions.
     steps: at most.
     curriculum: stages, in order; the last one lasts.
@@ -118,6 +119,7 @@ class Config:
   """
 
   model: str = 'embedded'
+  interface: str = 'expanded'
   seed: int = 0
   steps: int = 100
   curriculum: tuple[Stage, ...] = ()
@@ -170,6 +172,8 @@ def _check(config: Config) -> None:
     for call in s.tasks:
       require(isinstance(call, (tuple, list)) and len(call) == 3 and call[2] > 0, f'curriculum[{i}].tasks', call,
               "write each task as (name, options, share > 0), such as ('sort', {'n': 4}, 1.0)")
+  interfaces = ('expanded', 'tagged')
+  require(config.interface in interfaces, 'interface', config.interface, f'choose one of {", ".join(interfaces)}')
   for field in ('steps', 'window', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts'):
     require(getattr(config, field) >= 1, field, getattr(config, field), 'choose a number from 1 on')
   for field in ('prompts', 'prompt_length', 'response_length', 'chunk'):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.masked import NEGATIVE
+from earl_jax.rollout import Replay
 
 SHARPNESS = 10.0  # position scores are divided by it
 TOP_K = 10
@@ -61,6 +62,14 @@ def choose_rewrites(rewards: np.ndarray, fraction: float, offered: np.ndarray, r
   """
   dead = np.all(rewards == 0, axis=1, keepdims=True)
   return (dead | (rng.random(rewards.shape) < fraction)) & offered[:, None]
+
+
+def force(actions: jax.Array, slots: jax.Array, route: list[int]) -> Replay:
+  """The replay of recorded decisions int32[B, T] up to slots int32[B], where those of `route` are taken instead."""
+  place = jnp.arange(actions.shape[1]) - slots[:, None]
+  inside = (place >= 0) & (place < len(route))
+  forced = jnp.asarray(route, jnp.int32)[jnp.clip(place, 0, len(route) - 1)]
+  return Replay(jnp.where(inside, forced, actions), slots + len(route) - 1)
 
 
 @functools.partial(jax.jit, static_argnames='prompt_length')

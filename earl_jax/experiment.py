@@ -15,6 +15,7 @@ from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import Config, UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.interfaces.expanded import ExpandedInterface
+from earl_jax.interfaces.tagged import TaggedInterface
 from earl_jax.model import hf
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.tasks.base import Example, make_task, Outcome, Task
@@ -22,6 +23,7 @@ from earl_jax.trajectory import Trajectory
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
 FEWEST = 64
+INTERFACES = {'expanded': ExpandedInterface, 'tagged': TaggedInterface}
 EMBEDDED = pathlib.Path(__file__).parent / 'embedded' / 'checkpoint'
 
 
@@ -142,13 +144,13 @@ def set_up(config: Config) -> tuple[Experiment, policy.Params]:
   )
   names = dict.fromkeys(name for stage in stages for task, _ in stage for name in task.environments)
   encode = functools.partial(tokenizer_lib.encode, tokenizer)
-  offered = [environments_base.find(name)(encode) for name in names]
+  environments = [environments_base.find(name) for name in names]
   mesh = sharding.make_mesh(config.mesh)
   rows = config.rollout.prompts
   sharding.check_rows(mesh, rows, 'config.rollout.prompts')
   sharding.check_rows(mesh, config.rollout.chunk, 'config.rollout.chunk')
   sharding.check_rows(mesh, config.algorithm.micro_batch, 'config.algorithm.micro_batch')
-  interface = ExpandedInterface(len(tokenizer), offered, encode)
+  interface = INTERFACES[config.interface](len(tokenizer), environments, encode)
   experiment = Experiment(config, mesh, tokenizer, model, interface, stages)
-  params = policy.init_params(hf.load_params(folder, model), interface.space)
+  params = policy.init_params(hf.load_params(folder, model), interface.space, interface.tied)
   return experiment, jax.device_put(params, sharding.tree_shardings(mesh, params))

@@ -15,12 +15,20 @@ from earl_jax.action_space import ActionSpace
 from earl_jax.masked import NEGATIVE
 from earl_jax.model import transformer
 
-Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D]}
+Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D], absent where it is tied}
 
 
-def init_params(model: dict, space: ActionSpace) -> Params:
-  """Adds the expanded head: each action starts as the `lm_head` row of one token of its description."""
-  return {'model': model, 'expanded_head': jnp.asarray(transformer.output_embedding(model))[space.init_tokens]}
+def init_params(model: dict, space: ActionSpace, tied: bool = False) -> Params:
+  """Adds the expanded head: each action starts as the `lm_head` row of one token of its description.
+
+  Args:
+    tied: there is no head of its own; an action's row stays that of the token.
+  """
+  return {'model': model} if tied else {'model': model, 'expanded_head': _token_rows(model, space)}
+
+
+def _token_rows(model: dict, space: ActionSpace) -> jax.Array:
+  return jnp.asarray(transformer.output_embedding(model))[space.init_tokens]
 
 
 class Distribution(NamedTuple):
@@ -44,7 +52,8 @@ class Distribution(NamedTuple):
 def distribution(params: Params, space: ActionSpace, hidden, language, legal) -> Distribution:
   """The policy's distribution from hidden states [..., D]. Embedding rows beyond V are padding and take no part."""
   vocabulary = transformer.output_embedding(params['model'])[: space.vocab_size]
-  head = jnp.concatenate([vocabulary, params['expanded_head']]).astype(hidden.dtype)
+  expanded = params['expanded_head'] if 'expanded_head' in params else _token_rows(params['model'], space)
+  head = jnp.concatenate([vocabulary, expanded]).astype(hidden.dtype)
   logits = jnp.einsum('...d,ad->...a', hidden, head).astype(jnp.float32)
   log_vocabulary = jax.nn.logsumexp(logits[..., : space.vocab_size], axis=-1)
   parts = [jnp.where(language, log_vocabulary, NEGATIVE)[..., None]]
@@ -92,15 +101,16 @@ def entropy(d: Distribution, vocab_size: int) -> jax.Array:
   return -jnp.sum(jnp.exp(parts) * parts, axis=-1)
 
 
-def route_scores(space: ActionSpace, d: Distribution) -> jax.Array:
+def route_scores(space: ActionSpace, d: Distribution, possible: jax.Array) -> jax.Array:
   """float32[…, R]: max(log p(first description token), log p(routing action)) per environment (method, CPO step 2).
 
-  `NEGATIVE` where the route is not legal.
+  Args:
+    possible: bool[…, R], where the environment can be entered; elsewhere the score is `NEGATIVE`.
   """
   routes = space.vocab_size + np.arange(space.num_environments)
   words = space.descriptions[: space.num_environments, 0]
   scores = jnp.maximum(d.logits[..., words], d.logits[..., routes]) - d.log_normaliser[..., None]
-  return jnp.where(d.legal[..., : space.num_environments], scores, NEGATIVE)
+  return jnp.where(possible, scores, NEGATIVE)
 
 
 class Scores(NamedTuple):

@@ -36,17 +36,15 @@ class Prompts(NamedTuple):
 
 
 class Replay(NamedTuple):
-  """Decisions to repeat before the policy is free (CPO): recorded ones up to a slot, and a forced one there.
+  """Decisions to repeat before the policy is free (CPO).
 
   Attributes:
-    actions: int32[B, T], as recorded in a Trajectory.
-    until: int32[B], the slot of the forced action; before it `actions` are repeated.
-    forced: int32[B], the action id forced at slot `until`.
+    actions: int32[B, T], as in a Trajectory.
+    until: int32[B], the slot of the last one to repeat.
   """
 
   actions: jax.Array
   until: jax.Array
-  forced: jax.Array
 
 
 class DecodeState(NamedTuple):
@@ -184,11 +182,10 @@ def rollout(
     choices = policy.distribution(params, space, state.hidden, language, legal)
     action = policy.sample(jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot), choices, temperature)
     if replay is not None:
-      repeated = jnp.where(slot == replay.until, replay.forced, replay.actions[:, slot])
-      action = jnp.where(slot <= replay.until, jnp.maximum(repeated, 0), action)
+      action = jnp.where(slot <= replay.until, jnp.maximum(replay.actions[:, slot], 0), action)
 
     # 2. What it does. A write that does not fit ends the episode, and its step never happened.
-    effect = jax.vmap(interface.act)(state.environment, record.states, action)
+    effect = jax.vmap(interface.act)(state.environment, record.states, state.offered, action)
     deciding = state.active & (state.pending_length == 0)
     committed = deciding & (slot + effect.length <= slots)
     ends = committed & language & (action == eos)
@@ -198,7 +195,7 @@ def rollout(
 
     # 3. Record it, and write one token.
     token = jnp.where(active, pending[:, 0], pad)
-    seen = jnp.where((committed & language)[:, None], policy.route_scores(space, choices), NEGATIVE)
+    scores = policy.route_scores(space, choices, (committed & language)[:, None] & state.offered)
     record = record._replace(
         tokens=_write(record.tokens, token, slot),
         end=jnp.where(active, slot + 1, record.end),
@@ -206,7 +203,7 @@ def rollout(
         language=_write(record.language, committed & language, slot),
         legal=_write(record.legal, committed[:, None] & legal, slot),
         log_probs=_write(record.log_probs, jnp.where(committed, policy.log_prob(choices, action), 0.0), slot),
-        route_scores=_write(record.route_scores, seen, slot),
+        route_scores=_write(record.route_scores, scores, slot),
         finished=record.finished | ends,
         states=select(committed, effect.states, record.states),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from earl_jax import config as config_lib
 from earl_jax import policy, sharding
 from earl_jax import tokenizer as tokenizer_lib
-from earl_jax.counterfactual import choose_positions
+from earl_jax.counterfactual import choose_positions, force
 from earl_jax.embedded import build
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import MAX_ITEMS
@@ -55,7 +55,7 @@ def encode(text: str) -> tuple[int, ...]:
 @functools.cache
 def interface() -> ExpandedInterface:
   plain = lambda text: list(encode(text))  # noqa: E731
-  return ExpandedInterface(len(tokenizer()), [environments_base.find(name)(plain) for name in NAMES], plain)
+  return ExpandedInterface(len(tokenizer()), [environments_base.find(name) for name in NAMES], plain)
 
 
 def one_device() -> jax.sharding.Mesh:
@@ -126,7 +126,7 @@ def rewritten(environment: int = 1) -> tuple[Replay, Trajectory]:
   until = choose_positions(
       jax.random.key(1), factual.route_scores[..., environment - 1], row_ids, prompt_length=PROMPT
   )
-  return rewrite(Replay(factual.actions, until, jnp.full_like(until, interface().space.routing_action(environment))))
+  return rewrite(force(factual.actions, until, interface().route(environment - 1)))
 
 
 def rewrite(replay: Replay, key: int = 2) -> tuple[Replay, Trajectory]:

@@ -52,7 +52,7 @@ masks = st.tuples(st.booleans(), hnp.arrays(bool, E)).filter(lambda mask: mask[0
 def everything(hidden, language, legal):
   d = policy.distribution(PARAMS, SPACE, hidden, language, legal)
   every = jax.vmap(lambda action: policy.log_prob(d, action))(jnp.arange(V + E))
-  return d, every, policy.entropy(d, V), policy.route_scores(SPACE, d)
+  return d, every, policy.entropy(d, V), policy.route_scores(SPACE, d, legal[..., : SPACE.num_environments])
 
 
 def test_the_expanded_head_starts_from_the_words():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from earl_jax import rollout
+from earl_jax.counterfactual import force
 from earl_jax.masked import NEGATIVE
 from earl_jax.rollout import Replay
 from tests import core_fixtures as core
@@ -160,7 +161,7 @@ def test_replay_repeats_the_prefix_and_forces_the_route(environment):
     assert factual.language[row, until] and trajectory.end[row] >= until
     if trajectory.actions[row, until] >= 0:
       forced += 1
-      assert trajectory.actions[row, until] == replay.forced[row]
+      assert trajectory.actions[row, until] == core.interface().space.routing_action(environment)
       np.testing.assert_array_equal(trajectory.legal[row, until], factual.legal[row, until])
       np.testing.assert_allclose(trajectory.route_scores[row, until], factual.route_scores[row, until], atol=1e-5)
     else:
@@ -175,8 +176,7 @@ def test_replaying_everything_reproduces_the_trajectory():
   factual = core.rolled_out()
   actions = np.asarray(factual.actions)
   last = core.SLOTS - 1 - np.argmax(actions[:, ::-1] >= 0, axis=1)
-  forced = np.take_along_axis(actions, last[:, None], axis=1)[:, 0]
-  _, again = core.rewrite(Replay(factual.actions, jnp.asarray(last, jnp.int32), jnp.asarray(forced)), key=99)
+  _, again = core.rewrite(Replay(factual.actions, jnp.asarray(last, jnp.int32)), key=99)
   # Another key: what follows the last decision may differ only where the episode did not end with it.
   whole = np.asarray(factual.finished)
   assert whole.sum() >= 4
@@ -207,10 +207,8 @@ def test_a_write_that_does_not_fit_never_happens(fits):
   actions[core.PROMPT: core.PROMPT + fill] = core.encode(' item')[0]
   at = core.PROMPT + fill
   actions[at], actions[at + 1] = space.routing_action(2), vocab + core.action_texts().index(' A')
-  replay = Replay(
-      jnp.tile(jnp.asarray(actions, jnp.int32), (ROWS, 1)), jnp.full(ROWS, at + 3, jnp.int32),
-      jnp.full(ROWS, vocab + core.action_texts().index(' B'), jnp.int32)
-  )
+  actions[at + 3] = vocab + core.action_texts().index(' B')
+  replay = Replay(jnp.tile(jnp.asarray(actions, jnp.int32), (ROWS, 1)), jnp.full(ROWS, at + 3, jnp.int32))
   trajectory = core.rewrite(replay)[1]
   three = np.repeat(np.asarray(core.prompts(8)[2].instance['count']) == 3, core.GROUP) & core.offered_rows(2)
   assert three.sum() == ROWS / 2
@@ -220,7 +218,7 @@ def test_a_write_that_does_not_fit_never_happens(fits):
   assert (np.asarray(trajectory.end) == (core.SLOTS if fits else at + 3)).all()
   assert (np.asarray(state.swaps) == fits).all()
   assert (np.asarray(state.selected) == (-1 if fits else 0)).all()
-  assert (np.asarray(trajectory.actions[:, at + 3]) == (replay.forced[0] if fits else -1)).all()
+  assert (np.asarray(trajectory.actions[:, at + 3]) == (actions[at + 3] if fits else -1)).all()
   assert np.asarray(state.sequence[0, :3]).tolist() == ([1, 0, 2] if fits else [0, 1, 2])
 
 
@@ -237,8 +235,7 @@ def test_going_on_with_few_rows_changes_nothing(seed, temperature):
   lengths = np.sort(np.asarray(whole.end))
   assert lengths[-4] > lengths[0], 'rows should end at different times'
   chex.assert_trees_all_close(few, whole, atol=1e-5)
-  forced = jnp.full(ROWS, core.interface().space.routing_action(2))
-  replay = Replay(whole.actions, jnp.full(ROWS, core.PROMPT + 5), forced)
+  replay = force(whole.actions, jnp.full(ROWS, core.PROMPT + 5), core.interface().route(1))
   by_row = jax.tree.map(lambda x: jnp.repeat(x, core.GROUP, axis=0), core.prompts(8)[2])
   rewritten = [run(by_row, replay=replay, group=1, fewest=fewest) for fewest in (None, 1)]
   chex.assert_trees_all_close(*rewritten, atol=1e-5)

@@ -32,6 +32,19 @@ class Observation(NamedTuple):
   length: jax.Array
 
 
+class Phrasing(NamedTuple):
+  """What stands around the parts of a call, so that interfaces can put it in other words.
+
+  Attributes:
+    between: between two arguments.
+    before, after: around the result.
+  """
+
+  between: str
+  before: str
+  after: str
+
+
 class Environment(abc.ABC):
   """Pure, unbatched, fixed-shape: every method below is traced by `jit` and `vmap`.
 
@@ -41,6 +54,7 @@ class Environment(abc.ABC):
 
   spec: EnvironmentSpec
   state_type: type  # of the hidden state: environments with the same one share it
+  phrasing: Phrasing | None = None  # what __init__ writes around arguments and result, for the tagged interface
   version: int = 1  # raised when behaviour changes; saved with every run
   max_observation: int  # L, set by __init__
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
 from earl_jax.environments import residues
-from earl_jax.environments.base import concatenate, Environment, Observation, observation_table
+from earl_jax.environments.base import concatenate, Environment, Observation, observation_table, Phrasing
 
 MAX_SYMBOLS = 32  # of one expression, ` = ` not counted
 MAX_DEPTH = 8  # parentheses open at a time
@@ -48,9 +48,9 @@ _START = _NAMES.index('S')
 _BEGINS = np.array([name in 'SUDV' for name in _NAMES])  # a digit or a point would begin a number
 _DECIMAL = np.array([name in 'PFf' for name in _NAMES])  # a digit would be a decimal
 
-# Pieces of a result, after the ten digits.
-_PIECES = ('-', '.', '\n', 'undefined\n', 'overflow\n')
-_SIGN, _DOT, _END, _UNDEFINED, _OVERFLOW = range(10, 15)
+# Pieces of a result, after the ten digits, and what stands before and after it.
+_PIECES = ('-', '.', 'undefined', 'overflow', '')
+_SIGN, _DOT, _UNDEFINED, _OVERFLOW, _NOTHING, _BEFORE, _AFTER = range(10, 17)
 
 ZERO, ONE, MINUS_ONE = (residues.fraction(number) for number in (0, 1, -1))
 
@@ -137,14 +137,19 @@ class Calculator(Environment):
   not exit.
   """
 
-  spec = EnvironmentSpec('calculator', ActionSpec(' calculate '), tuple(ActionSpec(symbol) for symbol in SYMBOLS))
+  spec = EnvironmentSpec(
+      'calculator', ActionSpec(' calculate '), tuple(map(ActionSpec, SYMBOLS)), closing=ActionSpec(SYMBOLS[_EQUALS])
+  )
+  phrasing = Phrasing('', '', '\n')
   state_type = Calculation
 
   def __init__(self, encode: Encode):
     # Results are joined digit by digit, whatever the tokenizer would make of several of them.
-    self._tokens, self._lengths = observation_table(encode, [*'0123456789', *_PIECES])
-    number = (INTEGERS + 1 + DECIMALS) * self._lengths[:10].max() + self._lengths[[_SIGN, _DOT, _END]].sum()
-    self.max_observation = int(max(number, self._lengths[_UNDEFINED], self._lengths[_OVERFLOW]))
+    around = (self.phrasing.before, self.phrasing.after)
+    self._tokens, self._lengths = observation_table(encode, [*'0123456789', *_PIECES, *around])
+    number = (INTEGERS + 1 + DECIMALS) * self._lengths[:10].max() + self._lengths[[_SIGN, _DOT]].sum()
+    word = max(self._lengths[_UNDEFINED], self._lengths[_OVERFLOW])
+    self.max_observation = int(max(number, word) + self._lengths[[_BEFORE, _AFTER]].sum())
 
   def reset(self, instance: dict[str, jax.Array]) -> Calculation:
     """Nothing typed; the instance has no part in it."""
@@ -176,8 +181,10 @@ class Calculator(Environment):
     is_number = ~state.undefined & ~overflow
     integer, decimals = digits[:-DECIMALS], digits[-DECIMALS:]
     significant = (jnp.cumsum(integer) > 0).at[-1].set(True)
-    last = jnp.where(state.undefined, _UNDEFINED, jnp.where(overflow, _OVERFLOW, _END))
-    rows = jnp.concatenate([jnp.array([_SIGN]), integer, jnp.array([_DOT]), decimals, last[None]])
+    word = jnp.where(state.undefined, _UNDEFINED, jnp.where(overflow, _OVERFLOW, _NOTHING))
+    number = jnp.concatenate([jnp.array([_SIGN]), integer, jnp.array([_DOT]), decimals])
     shown = jnp.concatenate([negative[None], significant, jnp.repeat(~whole, 1 + DECIMALS)]) & is_number
-    lengths = jnp.where(jnp.append(shown, True), jnp.asarray(self._lengths)[rows], 0)
+    number = jnp.where(shown, number, _NOTHING)
+    rows = jnp.concatenate([jnp.array([_BEFORE]), number, jnp.stack([word, _AFTER])])
+    lengths = jnp.asarray(self._lengths)[rows]
     return concatenate(list(zip(jnp.asarray(self._tokens)[rows], lengths)), self.max_observation)

@@ -4,26 +4,27 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
-from earl_jax.environments.base import Observation, observation_table, require_joins
+from earl_jax.environments.base import Observation, observation_table, Phrasing, require_joins
 from earl_jax.environments.hidden_items import HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS, select
 
 # ` is` begins all four, so that each takes its head row from its second token.
 _PROPERTIES = tuple(ActionSpec(f' is {word}', init_token=1) for word in ('negative', 'positive', 'even', 'odd'))
-_ANSWERS = [': False\n', ': True\n']
 
 
 class Check(ItemEnvironment):
   """An item, then a property, which writes whether the item has it and exits."""
 
   spec = EnvironmentSpec('check', ActionSpec(' check if'), ITEMS + _PROPERTIES)
+  phrasing = Phrasing('', ':', '\n')
 
   def __init__(self, encode: Encode):
     """Raises UserError where the tokenizer does not keep the written pieces apart."""
+    answers = [f'{self.phrasing.before} {answer}{self.phrasing.after}' for answer in (False, True)]
     for item in ITEMS:
       for property_ in _PROPERTIES:
-        for answer in _ANSWERS:
+        for answer in answers:
           require_joins(encode, [self.spec.routing.description, item.description, property_.description, answer])
-    self._tokens, self._lengths = observation_table(encode, _ANSWERS)
+    self._tokens, self._lengths = observation_table(encode, answers)
     self.max_observation = self._tokens.shape[1]
 
   def valid_actions(self, state: HiddenItems) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
-from earl_jax.environments.base import Observation, observation_table, require_joins
+from earl_jax.environments.base import Observation, observation_table, Phrasing, require_joins
 from earl_jax.environments.hidden_items import HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS, select
 
 _RELATIONS = '<=>'
@@ -14,18 +14,20 @@ class Compare(ItemEnvironment):
   """Two different items; the second writes how they compare and exits."""
 
   spec = EnvironmentSpec('compare', ActionSpec(' compare'), ITEMS)
+  phrasing = Phrasing(' and', ':', '\n')
 
   def __init__(self, encode: Encode):
     """Raises UserError where the tokenizer does not keep the written pieces apart."""
     texts = []
+    between, before, after = self.phrasing
     for first in ITEMS:
       for second in ITEMS:
         a, b = first.description, second.description
         for relation in _RELATIONS:
-          texts.append(f':{a} {relation}{b}\n')
+          texts.append(f'{before}{a} {relation}{b}{after}')
           if first != second:
-            require_joins(encode, [self.spec.routing.description, a, ' and', b, texts[-1]])
-    self._tokens, self._lengths = observation_table(encode, texts + [' and'])
+            require_joins(encode, [self.spec.routing.description, a, between, b, texts[-1]])
+    self._tokens, self._lengths = observation_table(encode, [*texts, between])
     self.max_observation = self._tokens.shape[1]
 
   def step(self, state: HiddenItems, action: jax.Array) -> tuple[Observation, HiddenItems, jax.Array]:

@@ -5,31 +5,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
-from earl_jax.environments.base import concatenate, Observation, observation_table, require_joins
+from earl_jax.environments.base import concatenate, Observation, observation_table, Phrasing, require_joins
 from earl_jax.environments.hidden_items import HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS, select
 
-# First rows of the table of pieces: items with more to come, items that end the list, the start of the list, and what
-# stands between the two chosen.
-_INSIDE, _LAST, _START, _AND = 0, MAX_ITEMS, 2 * MAX_ITEMS, 2 * MAX_ITEMS + 1
+# First rows of the table of pieces: items with more to come, items that end the list, and what stands before it and
+# between the two chosen.
+_INSIDE, _LAST, _BEFORE, _BETWEEN = 0, MAX_ITEMS, 2 * MAX_ITEMS, 2 * MAX_ITEMS + 1
 
 
 class Swap(ItemEnvironment):
   """Two different items; the second writes the new sequence and exits."""
 
   spec = EnvironmentSpec('swap', ActionSpec(' swap'), ITEMS)
+  phrasing = Phrasing(' and', ' =>', '\n')
 
   def __init__(self, encode: Encode):
     """Raises UserError where the tokenizer does not keep the written pieces apart."""
     names = [item.description for item in ITEMS]
-    inside, last = [f'{name},' for name in names], [f'{name}\n' for name in names]
+    between, before, after = self.phrasing
+    inside, last = [f'{name},' for name in names], [f'{name}{after}' for name in names]
     # The 8! sequences are too many for a table of whole texts. They are joined from pieces instead, and the rotations
     # below put every item into every role: inside, last, chosen first, chosen second.
     for i in range(MAX_ITEMS):
       listed = inside[i + 1:] + inside[:i] + [last[i]]
-      require_joins(encode, [self.spec.routing.description, names[i], ' and', names[i - 1], ' =>', *listed])
-    self._tokens, self._lengths = observation_table(encode, [*inside, *last, ' =>', ' and'])
-    longest = np.maximum(self._lengths[_INSIDE:_LAST], self._lengths[_LAST:_START]).sum()
-    self.max_observation = int(max(self._lengths[_START] + longest, self._lengths[_AND]))
+      require_joins(encode, [self.spec.routing.description, names[i], between, names[i - 1], before, *listed])
+    self._tokens, self._lengths = observation_table(encode, [*inside, *last, before, between])
+    longest = np.maximum(self._lengths[_INSIDE:_LAST], self._lengths[_LAST:_BEFORE]).sum()
+    self.max_observation = int(max(self._lengths[_BEFORE] + longest, self._lengths[_BETWEEN]))
 
   def step(self, state: HiddenItems, action: jax.Array) -> tuple[Observation, HiddenItems, jax.Array]:
     first, second = state.selected, action
@@ -42,7 +44,7 @@ class Swap(ItemEnvironment):
 
     place = jnp.arange(MAX_ITEMS)
     listed = sequence + jnp.where(place < state.count - 1, _INSIDE, _LAST)
-    rows = jnp.where(closes, jnp.append(_START, listed), _AND)
+    rows = jnp.where(closes, jnp.append(_BEFORE, listed), _BETWEEN)
     piece = jnp.arange(1 + MAX_ITEMS)
     written = jnp.where(closes, piece <= state.count, valid & (piece == 0))
     lengths = jnp.where(written, jnp.asarray(self._lengths)[rows], 0)

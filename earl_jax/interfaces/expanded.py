@@ -36,19 +36,28 @@ class ExpandedInterface:
   """Action space and environments of one run.
 
   Attributes:
+    environments: in the order of their ids.
     space: the ActionSpace.
     width: W, the longest text one action writes.
+    tied: the head rows of the actions are vocabulary rows, not rows of their own.
   """
 
-  def __init__(self, vocab_size: int, environments: Sequence[Environment], encode: Encode):
-    self.environments = tuple(environments)
+  tied = False
+
+  def __init__(self, vocab_size: int, environments: Sequence[type[Environment]], encode: Encode):
+    """Raises UserError where the tokenizer does not suit an environment."""
+    self.environments = tuple(environment(encode) for environment in environments)
     self.space = ActionSpace(vocab_size, [e.spec for e in environments], encode)
-    longest = max((e.max_observation for e in environments), default=0)
+    longest = max((e.max_observation for e in self.environments), default=0)
     self.width = self.space.descriptions.shape[1] + longest
     # local[k][e] = local action of expanded action e in environment k + 1
     self._local = np.zeros((len(environments), self.space.num_expanded), np.int32)
     for k, actions in enumerate(self.space.environment_actions):
       self._local[k, actions] = np.arange(len(actions))
+
+  def route(self, environment: int) -> list[int]:
+    """The action ids that lead from language into external environment `environment`, counted from 0."""
+    return [self.space.vocab_size + environment]
 
   def reset(self, instance: dict[str, jax.Array]) -> States:
     """Hidden states at the start of an episode; environments with the same `state_type` share one."""
@@ -69,13 +78,14 @@ class ExpandedInterface:
       legal = legal.at[actions].max(valid)
     return legal
 
-  def act(self, environment: jax.Array, states: States, action: jax.Array) -> Effect:
+  def act(self, environment: jax.Array, states: States, offered: jax.Array, action: jax.Array) -> Effect:
     """Carries out a legal action id.
 
       in language, a token      writes the token
       in language, a routing    writes its description, enters its environment
       in environment k          writes its description and the observation; leaves if the environment says so
     """
+    del offered  # what is not offered is not legal
     space = self.space
     is_token = action < space.vocab_size
     expanded = jnp.clip(action - space.vocab_size, 0, space.num_expanded - 1)

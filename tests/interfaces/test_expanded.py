@@ -52,7 +52,9 @@ def test_inside_only_that_environments_actions(name, selected):
 
 
 def act(environment, action, selected=-1):
-  effect = jax.jit(core.interface().act)(jnp.int32(environment), states(selected), jnp.int32(action))
+  effect = jax.jit(core.interface().act)(
+      jnp.int32(environment), states(selected), jnp.ones(3, bool), jnp.int32(action)
+  )
   text = core.tokenizer().decode(effect.tokens[: int(effect.length)])
   assert effect.tokens.shape == (core.interface().width,)
   return text, int(effect.environment), effect.states['HiddenItems']
@@ -81,7 +83,7 @@ def test_what_an_action_writes_and_where_it_leads(environment, selected, action,
 
 @pytest.mark.parametrize('token', [0, 7, 300])
 def test_a_token_writes_itself_and_changes_nothing(token):
-  effect = jax.jit(core.interface().act)(jnp.int32(LANGUAGE), states(), jnp.int32(token))
+  effect = jax.jit(core.interface().act)(jnp.int32(LANGUAGE), states(), jnp.ones(3, bool), jnp.int32(token))
   assert (int(effect.length), int(effect.tokens[0]), int(effect.environment)) == (1, token, LANGUAGE)
   for before, now in zip(states()['HiddenItems'], effect.states['HiddenItems']):
     np.testing.assert_array_equal(now, before)
