@@ -9,7 +9,7 @@ from earl_jax import config as config_lib
 
 def get_config():
   config = sort4.get_config()
-  config.steps = 500
+  config.steps = 320
   *stages, sort4_stage = config.curriculum
   config.curriculum = (
       *stages,
