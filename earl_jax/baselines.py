@@ -12,7 +12,7 @@ import numpy as np
 
 from earl_jax.config import UserError
 
-__all__ = ['insertion_sort', 'merge_sort', 'optimal', 'sorting_network', 'table']
+__all__ = ['insertion_sort', 'merge_sort', 'optimal', 'sorting_network', 'table', 'trace']
 
 OPTIMAL_MAX = 5  # 4231 partial orders of 5 items; of 6 items there are 130023
 
@@ -50,6 +50,32 @@ def _counted(sort: Callable[[Items], None]) -> Callable[[Sequence[int]], tuple[i
     return items.comparisons, items.swaps
 
   return count
+
+
+def trace(sort: Callable[[Sequence[int]], tuple[int, int]], ranks: Sequence[int]) -> list[tuple[str, int, int]]:
+  """What an algorithm of this module does, step by step: ('compare' or 'swap', item, item).
+
+  Items are named by where they were at first.
+  """
+  items = _Traced(ranks)
+  sort.__wrapped__(items)
+  return items.steps
+
+
+class _Traced(Items):
+
+  def __init__(self, ranks: Sequence[int]):
+    super().__init__(ranks)
+    self.places, self.steps = list(range(len(ranks))), []
+
+  def less(self, i: int, j: int) -> bool:
+    self.steps.append(('compare', self.places[i], self.places[j]))
+    return super().less(i, j)
+
+  def swap(self, i: int, j: int) -> None:
+    self.steps.append(('swap', self.places[i], self.places[j]))
+    self.places[i], self.places[j] = self.places[j], self.places[i]
+    super().swap(i, j)
 
 
 @_counted

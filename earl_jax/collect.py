@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax import counterfactual, sharding
+from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.advantages import counterfactual_advantages, group_advantages
+from earl_jax.config import UserError
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import Experiment
+from earl_jax.rollout import Replay
 from earl_jax.tasks.base import Example, Task
 from earl_jax.trajectory import Trajectory
 
@@ -110,7 +113,7 @@ def rewrite(
     slots = counterfactual.choose_positions(
         position_key, old.route_scores[..., environment], chunk, prompt_length=config.rollout.prompt_length
     )
-    replay = counterfactual.force(old.actions, slots, route)
+    replay = counterfactual.force(counterfactual.recorded(old.actions, slots), route)
     new = run(jax.device_put(_take_rows(prompts, chunk // group), shard), chunk, rollout_key, replay)
     results = experiment.outcomes([tasks[r // group] for r in real], [examples[r // group] for r in real], new)
     new_rewards[real] = [o.reward for o in results]
@@ -123,9 +126,51 @@ def rewrite(
   return Rewrites(environment, trajectory, rewritten.reshape(-1), replaced, new_rewards, tokens)
 
 
+def demonstrate(experiment: Experiment, run, prompts, tasks: list[Task], step: int) -> Trajectory:
+  """[B, T, …]: what the tasks' solvers would do, a different demonstration in every row of a group.
+
+  Args:
+    run: as in `rewrite`.
+    tasks: one per prompt.
+
+  Raises:
+    UserError: a task has no solver, or a demonstration does not fit into config.rollout.response_length.
+  """
+  config, length = experiment.config, experiment.config.rollout.response_length
+  group, first = config.rollout.group, step * config.rollout.prompts
+  encode = functools.partial(tokenizer_lib.encode, experiment.tokenizer)
+  scripts = np.zeros((len(tasks) * group, length), np.int32)
+  lengths = np.zeros(len(scripts), np.int32)
+  for row, ids in enumerate(
+      [*experiment.interface.script(task.demonstration(config.seed, 'train', first + i, variant), encode),
+       experiment.tokenizer.eos_token_id]
+      for i, task in enumerate(tasks) for variant in range(group)
+  ):
+    if len(ids) <= length:
+      scripts[row, : len(ids)] = ids
+    lengths[row] = len(ids)
+  shard, parts = sharding.by_row(experiment.mesh), []
+  for at in range(0, len(scripts), config.rollout.chunk):
+    rows = np.arange(at, at + config.rollout.chunk)
+    replay = jax.device_put(Replay(scripts[rows], lengths[rows]), shard)
+    parts.append(run(jax.device_put(_take_rows(prompts, rows // group), shard), rows, jax.random.key(0), replay))
+  trajectory = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+  cut = np.flatnonzero(~np.asarray(trajectory.finished))
+  if len(cut):
+    raise UserError(
+        f'config.rollout.response_length={length}: a demonstration of {tasks[cut[0] // group].label} does not fit; '
+        'choose more'
+    )
+  return trajectory
+
+
 def collect(experiment: Experiment, params, stage: int, step: int, interventions: Interventions) -> Experience:
-  """Rolls out, scores and, under CPO, rewrites one batch. All randomness comes from (config.seed, step)."""
+  """Rolls out, scores and, under CPO, rewrites one batch; or demonstrates one, if the stage says so.
+
+  All randomness comes from (config.seed, step).
+  """
   config = experiment.config
+  imitate = config.curriculum[stage].imitate
   group = config.rollout.group
   rollout_key, rewrite_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
 
@@ -134,7 +179,10 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
   batch = len(tasks) * group
   by_row = lambda items: [item for item in items for _ in range(group)]  # noqa: E731
   run = functools.partial(experiment.rollout, params, temperature=config.rollout.temperature)
-  factual = trajectory = run(prompts, np.arange(batch), rollout_key, group=group)
+  if imitate:
+    factual = trajectory = demonstrate(experiment, run, prompts, tasks, step)
+  else:
+    factual = trajectory = run(prompts, np.arange(batch), rollout_key, group=group)
   outcomes = experiment.outcomes(by_row(tasks), by_row(examples), factual)
   rewards = np.array([o.reward for o in outcomes], np.float32).reshape(-1, group)
   advantages = np.asarray(group_advantages(rewards, config.algorithm.advantage)).reshape(-1)
@@ -153,7 +201,7 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
   names = sorted({name for o in outcomes for name in o.metrics})
   metrics |= {name: float(np.mean([o.metrics[name] for o in outcomes if name in o.metrics])) for name in names}
 
-  if config.algorithm.counterfactual:
+  if config.algorithm.counterfactual and not imitate:
     new = rewrite(experiment, run, prompts, tasks, examples, factual, rewards, interventions, step, rewrite_key)
     trajectory, flat = new.trajectory, rewards.reshape(-1)
     advantages = np.asarray(counterfactual_advantages(advantages, flat, new.rewards, new.replaced))

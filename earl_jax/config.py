@@ -20,10 +20,14 @@ class Stage:
     tasks: task calls with their share of the prompts, e.g. `(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))`.
     until: the stage ends when the running mean of exact match (over `window` batches) of every task reaches this; 1.1
       never does.
+    steps: if above 0 the stage ends after so many steps instead.
+    imitate: learn from what the tasks' solvers would do (supervised fine-tuning), not from rollouts. Needs `steps`.
   """
 
   tasks: tuple = ()
   until: float = 0.95
+  steps: int = 0
+  imitate: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +144,9 @@ def default_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(_plain(Config())).lock()
 
 
-def stage(*tasks: tuple[str, dict, float], until: float = 0.95) -> dict:
-  """A curriculum stage for a config file."""
-  return {'tasks': tasks, 'until': until}
+def stage(*tasks: tuple[str, dict, float], **fields) -> dict:
+  """A curriculum stage for a config file; fields as in `Stage`."""
+  return {'tasks': tasks} | fields
 
 
 def parse(config: ml_collections.ConfigDict | dict) -> Config:
@@ -169,6 +173,8 @@ def _check(config: Config) -> None:
   require(config.curriculum, 'curriculum', config.curriculum, 'give at least one stage')
   for i, s in enumerate(config.curriculum):
     require(s.tasks, f'curriculum[{i}].tasks', s.tasks, "give at least one task, such as ('sort', {'n': 4}, 1.0)")
+    require(s.steps > 0 or not s.imitate, f'curriculum[{i}].steps', s.steps,
+            'imitation has no end of its own; give a number of steps')
     for call in s.tasks:
       require(isinstance(call, (tuple, list)) and len(call) == 3 and call[2] > 0, f'curriculum[{i}].tasks', call,
               "write each task as (name, options, share > 0), such as ('sort', {'n': 4}, 1.0)")

@@ -64,12 +64,19 @@ def choose_rewrites(rewards: np.ndarray, fraction: float, offered: np.ndarray, r
   return (dead | (rng.random(rewards.shape) < fraction)) & offered[:, None]
 
 
-def force(actions: jax.Array, slots: jax.Array, route: list[int]) -> Replay:
-  """The replay of recorded decisions int32[B, T] up to slots int32[B], where those of `route` are taken instead."""
-  place = jnp.arange(actions.shape[1]) - slots[:, None]
+def recorded(actions: jax.Array, slots: jax.Array) -> Replay:
+  """The replay of the decisions recorded before slots int32[B]; actions int32[B, T] as in a Trajectory."""
+  wanted = (actions >= 0) & (jnp.arange(actions.shape[1]) < slots[:, None])
+  order = jnp.argsort(~wanted, axis=1, stable=True)
+  return Replay(jnp.take_along_axis(actions, order, axis=1), wanted.sum(axis=1, dtype=jnp.int32))
+
+
+def force(replay: Replay, route: list[int]) -> Replay:
+  """The replay with the decisions of `route` at its end."""
+  place = jnp.arange(replay.actions.shape[1]) - replay.length[:, None]
   inside = (place >= 0) & (place < len(route))
   forced = jnp.asarray(route, jnp.int32)[jnp.clip(place, 0, len(route) - 1)]
-  return Replay(jnp.where(inside, forced, actions), slots + len(route) - 1)
+  return Replay(jnp.where(inside, forced, replay.actions), replay.length + len(route))
 
 
 @functools.partial(jax.jit, static_argnames='prompt_length')

@@ -36,15 +36,15 @@ class Prompts(NamedTuple):
 
 
 class Replay(NamedTuple):
-  """Decisions to repeat before the policy is free (CPO).
+  """Decisions to take before the policy is free.
 
   Attributes:
-    actions: int32[B, T], as in a Trajectory.
-    until: int32[B], the slot of the last one to repeat.
+    actions: int32[B, K], one decision after the other.
+    length: int32[B], how many of them.
   """
 
   actions: jax.Array
-  until: jax.Array
+  length: jax.Array
 
 
 class DecodeState(NamedTuple):
@@ -58,6 +58,7 @@ class DecodeState(NamedTuple):
     environment: int32[B], where each row is; 0 = language.
     pending: int32[B, W], text still to write, next token first.
     pending_length: int32[B].
+    decided: int32[B], decisions so far.
     active: bool[B], the episode goes on.
     trajectory: what is recorded so far; its `states` are the current hidden states.
   """
@@ -71,6 +72,7 @@ class DecodeState(NamedTuple):
   environment: jax.Array
   pending: jax.Array
   pending_length: jax.Array
+  decided: jax.Array
   active: jax.Array
   trajectory: Trajectory
 
@@ -133,7 +135,7 @@ def rollout(
 
   Args:
     row_ids: int32[B], identity of each row: with `key` it fixes all randomness of the row.
-    replay: decisions to repeat first, or None.
+    replay: decisions to take first, or None.
     eos: token id that ends an episode when chosen in language.
     pad: token id written after the end.
     slots: T, prompt and response together.
@@ -158,6 +160,7 @@ def rollout(
       environment=jnp.full(batch, LANGUAGE, jnp.int32),
       pending=jnp.full((batch, interface.width), pad, jnp.int32),
       pending_length=jnp.zeros(batch, jnp.int32),
+      decided=jnp.zeros(batch, jnp.int32),
       active=jnp.ones(batch, bool),
       trajectory=Trajectory(
           tokens=jnp.full(shape, pad, jnp.int32).at[:, :prompt_length].set(prompts.tokens),
@@ -182,7 +185,9 @@ def rollout(
     choices = policy.distribution(params, space, state.hidden, language, legal)
     action = policy.sample(jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot), choices, temperature)
     if replay is not None:
-      action = jnp.where(slot <= replay.until, jnp.maximum(replay.actions[:, slot], 0), action)
+      at = jnp.minimum(state.decided, replay.actions.shape[1] - 1)
+      given = jnp.take_along_axis(replay.actions, at[:, None], axis=1)[:, 0]
+      action = jnp.where(state.decided < replay.length, given, action)
 
     # 2. What it does. A write that does not fit ends the episode, and its step never happened.
     effect = jax.vmap(interface.act)(state.environment, record.states, state.offered, action)
@@ -215,6 +220,7 @@ def rollout(
         environment=jnp.where(committed, effect.environment, state.environment),
         pending=jnp.roll(pending, -1, axis=1),
         pending_length=jnp.maximum(pending_length - 1, 0),
+        decided=state.decided + committed,
         active=active & ~ends,
         trajectory=record,
     )

@@ -56,10 +56,12 @@ class Curriculum(NamedTuple):
   Attributes:
     stage: index into config.curriculum.
     history: exact match per task label in the last `config.window` batches of this stage.
+    steps: batches of this stage so far.
   """
 
   stage: int = 0
   history: tuple[dict[str, float], ...] = ()
+  steps: int = 0
 
   def after(self, experiment: Experiment, exact: dict[str, float]) -> 'Curriculum':
     """After a batch with exact match `exact`: the next stage once every task of this one is mastered."""
@@ -67,10 +69,12 @@ class Curriculum(NamedTuple):
     history = (*self.history, exact)[-config.window:]
     labels = [task.label for task, _ in experiment.stages[self.stage]]
     means = [np.mean([e[label] for e in history if label in e] or [0.0]) for label in labels]
-    mastered = len(history) == config.window and min(means) >= config.curriculum[self.stage].until
-    if mastered and self.stage + 1 < len(experiment.stages):
+    stage, steps = config.curriculum[self.stage], self.steps + 1
+    mastered = len(history) == config.window and min(means) >= stage.until
+    over = steps >= stage.steps if stage.steps else mastered
+    if over and self.stage + 1 < len(experiment.stages):
       return Curriculum(self.stage + 1)
-    return Curriculum(self.stage, history)
+    return Curriculum(self.stage, history, steps)
 
 
 class StopSignal:
@@ -178,7 +182,8 @@ def compile_update(
   rows, key = np.arange(count * group), jax.random.key(0)
   trajectory = jax.eval_shape(lambda params: experiment.rollout(params, prompts, rows, key, group=group), state.params)
   floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
-  batch = update.Batch(trajectory, floats(count * group), floats(*trajectory.tokens.shape))
+  imitate = jax.ShapeDtypeStruct((count * group,), bool)
+  batch = update.Batch(trajectory, floats(count * group), floats(*trajectory.tokens.shape), imitate)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row), batch)
   order = row_order(config, 0, np.zeros(count * group), np.zeros(count * group))
   calls = [(advance, state, batch, *order)] + ([(score, reference, batch.trajectory)] if reference is not None else [])
@@ -233,13 +238,13 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
       step, state, meta = restored
       if meta['rng'] != rng_state(config, step):
         raise UserError(f'{workdir}: its random keys are of another kind; resume with the same JAX_DEFAULT_PRNG_IMPL')
-      curriculum, solved = Curriculum(meta['stage'], tuple(meta['history'])), meta['solved']
+      curriculum, solved = Curriculum(meta['stage'], tuple(meta['history']), meta['steps']), meta['solved']
       interventions = Interventions(np.array(meta['gains']))
     del params, restored  # the first update donates their buffers
 
     def save():
       checkpointer.save(step, state, dict(
-          stage=curriculum.stage, history=curriculum.history, gains=interventions.gains.tolist(), solved=solved,
+          **curriculum._asdict(), gains=interventions.gains.tolist(), solved=solved,
           rng=rng_state(config, step),
       ))
 
@@ -259,7 +264,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
         trajectory = jax.device_put(experience.trajectory, by_row)
         shape = trajectory.tokens.shape
         scores = score(reference, trajectory) if reference is not None else np.zeros(shape, np.float32)
-        batch = jax.device_put(update.Batch(trajectory, experience.advantages, scores), by_row)
+        imitate = np.full(len(experience.advantages), config.curriculum[curriculum.stage].imitate)
+        batch = jax.device_put(update.Batch(trajectory, experience.advantages, scores, imitate), by_row)
         order = row_order(config, step, experience.advantages, np.asarray(trajectory.end))
         state, update_metrics = advance(state, batch, *order)
         metrics |= jax.device_get(update_metrics)

@@ -34,11 +34,13 @@ class Batch(NamedTuple):
     trajectory: [B, T, …].
     advantages: float32[B].
     reference_log_probs: float32[B, T], of the reference policy over V alone; zeros where there is no KL term.
+    imitate: bool[B], the row is a demonstration: it is made likelier whatever its advantage.
   """
 
   trajectory: Trajectory
   advantages: jax.Array
   reference_log_probs: jax.Array
+  imitate: jax.Array
 
   def cut(self, slots: int) -> 'Batch':
     """The first `slots` slots."""
@@ -100,7 +102,8 @@ def loss_and_metrics(
 
     clipped surrogate  +  kl * k3(language decisions)  -  entropy * H
 
-  So the gradients of micro-batches add up to that of the mini-batch, however it is split.
+  In rows to imitate, cross-entropy takes the place of the surrogate. The gradients of micro-batches add up to that of
+  the mini-batch, however it is split.
   """
   trajectory = batch.trajectory
   scores = score(params, model, space, trajectory, prompt_length=prompt_length, shared=shared)
@@ -109,6 +112,7 @@ def loss_and_metrics(
   surrogate = losses.clipped_surrogate(
       log_ratio, batch.advantages[:, None], config.clip_low, config.clip_high, config.dual_clip
   )
+  surrogate = jnp.where(batch.imitate[:, None], -scores.log_probs, surrogate)
   tokens = decisions & (trajectory.actions < space.vocab_size)
   kl = losses.kl_k3(scores.vocabulary_log_probs, batch.reference_log_probs)
   mean = lambda x, mask: masked_sum(x, mask) / total  # noqa: E731

@@ -15,7 +15,7 @@ import numpy as np
 from earl_jax import config as config_lib
 from earl_jax import policy, sharding
 from earl_jax import tokenizer as tokenizer_lib
-from earl_jax.counterfactual import choose_positions, force
+from earl_jax.counterfactual import choose_positions, force, recorded
 from earl_jax.embedded import build
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import MAX_ITEMS
@@ -120,19 +120,23 @@ def offered_rows(environment: int) -> np.ndarray:
 
 
 @functools.cache
-def rewritten(environment: int = 1) -> tuple[Replay, Trajectory]:
-  """Every row of `rolled_out()`, rewritten where it best goes to external environment `environment` (1-based)."""
+def rewritten(environment: int = 1) -> tuple[jax.Array, Trajectory]:
+  """Every row of `rolled_out()`, rewritten where it best goes to external environment `environment` (1-based).
+
+  Returns:
+    (slots int32[16] where the route is forced, the new trajectory).
+  """
   factual, row_ids = rolled_out(), np.arange(8 * GROUP)
   until = choose_positions(
       jax.random.key(1), factual.route_scores[..., environment - 1], row_ids, prompt_length=PROMPT
   )
-  return rewrite(force(factual.actions, until, interface().route(environment - 1)))
+  return until, rewrite(force(recorded(factual.actions, until), interface().route(environment - 1)))
 
 
-def rewrite(replay: Replay, key: int = 2) -> tuple[Replay, Trajectory]:
+def rewrite(replay: Replay, key: int = 2) -> Trajectory:
   by_row = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), prompts(8)[2])
   by_row, replay = jax.device_put((by_row, replay), sharding.by_row(one_device()))  # one placement, one compilation
-  return replay, experiment().rollout(params(1), by_row, np.arange(8 * GROUP), jax.random.key(key), replay)
+  return experiment().rollout(params(1), by_row, np.arange(8 * GROUP), jax.random.key(key), replay)
 
 
 @functools.cache

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from earl_jax import rollout
-from earl_jax.counterfactual import force
+from earl_jax.counterfactual import force, recorded
 from earl_jax.masked import NEGATIVE
-from earl_jax.rollout import Replay
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP
@@ -147,11 +146,11 @@ def test_rows_of_a_group_differ():
 @pytest.mark.parametrize('environment', [1, 2])
 def test_replay_repeats_the_prefix_and_forces_the_route(environment):
   factual = jax.tree.map(np.asarray, core.rolled_out())
-  replay, trajectory = jax.tree.map(np.asarray, core.rewritten(environment))
+  slots, trajectory = jax.tree.map(np.asarray, core.rewritten(environment))
   offered = core.offered_rows(environment)
   forced = 0
   for row in np.flatnonzero(offered):
-    until = replay.until[row]
+    until = slots[row]
     for name in ('tokens', 'actions', 'language', 'legal'):
       np.testing.assert_array_equal(getattr(trajectory, name)[row, :until], getattr(factual, name)[row, :until])
     for name in ('log_probs', 'route_scores'):
@@ -167,8 +166,8 @@ def test_replay_repeats_the_prefix_and_forces_the_route(environment):
     else:
       assert trajectory.end[row] == until and not trajectory.finished[row]
   assert forced >= 0.7 * offered.sum()
-  late = replay.until[offered] > core.PROMPT
-  inside = [(~factual.language & (factual.actions >= 0))[r, :replay.until[r]].any() for r in np.flatnonzero(offered)]
+  late = slots[offered] > core.PROMPT
+  inside = [(~factual.language & (factual.actions >= 0))[r, :slots[r]].any() for r in np.flatnonzero(offered)]
   assert late.any() and any(inside), 'no prefix of the example holds a call'
 
 
@@ -176,7 +175,7 @@ def test_replaying_everything_reproduces_the_trajectory():
   factual = core.rolled_out()
   actions = np.asarray(factual.actions)
   last = core.SLOTS - 1 - np.argmax(actions[:, ::-1] >= 0, axis=1)
-  _, again = core.rewrite(Replay(factual.actions, jnp.asarray(last, jnp.int32)), key=99)
+  again = core.rewrite(recorded(factual.actions, last + 1), key=99)
   # Another key: what follows the last decision may differ only where the episode did not end with it.
   whole = np.asarray(factual.finished)
   assert whole.sum() >= 4
@@ -186,9 +185,9 @@ def test_replaying_everything_reproduces_the_trajectory():
 
 
 def test_after_the_forced_action_the_key_decides():
-  replay, first = core.rewritten()
-  _, second = core.rewrite(replay, key=3)
-  until = np.asarray(replay.until)
+  until, first = core.rewritten()
+  second = core.rewrite(force(recorded(core.rolled_out().actions, until), core.interface().route(0)), key=3)
+  until = np.asarray(until)
   differs = np.asarray(first.tokens != second.tokens)
   assert differs.any(axis=1).mean() > 0.5
   assert all(not differs[row, : until[row] + 1].any() for row in range(ROWS))
@@ -208,8 +207,7 @@ def test_a_write_that_does_not_fit_never_happens(fits):
   at = core.PROMPT + fill
   actions[at], actions[at + 1] = space.routing_action(2), vocab + core.action_texts().index(' A')
   actions[at + 3] = vocab + core.action_texts().index(' B')
-  replay = Replay(jnp.tile(jnp.asarray(actions, jnp.int32), (ROWS, 1)), jnp.full(ROWS, at + 3, jnp.int32))
-  trajectory = core.rewrite(replay)[1]
+  trajectory = core.rewrite(recorded(jnp.tile(jnp.asarray(actions, jnp.int32), (ROWS, 1)), jnp.full(ROWS, at + 4)))
   three = np.repeat(np.asarray(core.prompts(8)[2].instance['count']) == 3, core.GROUP) & core.offered_rows(2)
   assert three.sum() == ROWS / 2
   trajectory = jax.tree.map(lambda x: x[three], trajectory)
@@ -235,7 +233,7 @@ def test_going_on_with_few_rows_changes_nothing(seed, temperature):
   lengths = np.sort(np.asarray(whole.end))
   assert lengths[-4] > lengths[0], 'rows should end at different times'
   chex.assert_trees_all_close(few, whole, atol=1e-5)
-  replay = force(whole.actions, jnp.full(ROWS, core.PROMPT + 5), core.interface().route(1))
+  replay = force(recorded(whole.actions, jnp.full(ROWS, core.PROMPT + 5)), core.interface().route(1))
   by_row = jax.tree.map(lambda x: jnp.repeat(x, core.GROUP, axis=0), core.prompts(8)[2])
   rewritten = [run(by_row, replay=replay, group=1, fewest=fewest) for fewest in (None, 1)]
   chex.assert_trees_all_close(*rewritten, atol=1e-5)

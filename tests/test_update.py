@@ -43,7 +43,7 @@ def mixed():
       lambda a, b: np.where(take.reshape(-1, *[1] * (a.ndim - 1)), a, b), core.rolled_out(), rewritten
   )
   reference = score()(core.params(5), trajectory).vocabulary_log_probs
-  return Batch(trajectory, np.linspace(-1, 1.4, ROWS).astype(np.float32), reference)
+  return Batch(trajectory, np.linspace(-1, 1.4, ROWS).astype(np.float32), reference, np.zeros(ROWS, bool))
 
 
 def drifted():
@@ -132,11 +132,11 @@ def test_the_loss_takes_in_decisions_and_nothing_else():
 
 
 def test_the_forced_route_is_in_the_loss():
-  replay, trajectory = core.rewritten(2)
-  rows = np.flatnonzero(core.offered_rows(2) & (np.asarray(trajectory.actions)[np.arange(ROWS), replay.until] >= 0))
+  slots, trajectory = jax.tree.map(np.asarray, core.rewritten(2))
+  rows = np.flatnonzero(core.offered_rows(2) & (trajectory.actions[np.arange(ROWS), slots] >= 0))
   batch = mixed()._replace(trajectory=trajectory, advantages=np.ones(ROWS, np.float32))
   _, (_, gradient) = loss_and_gradients()(core.params(1), batch, 100)
-  np.testing.assert_allclose(gradient.trajectory.log_probs[rows, np.asarray(replay.until)[rows]], 1 / 100, rtol=1e-3)
+  np.testing.assert_allclose(gradient.trajectory.log_probs[rows, slots[rows]], 1 / 100, rtol=1e-3)
   assert len(rows) > 3
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from earl_jax.action_space import ActionSpace, Encode, LANGUAGE
 from earl_jax.environments.base import Environment
+from earl_jax.tasks.base import Call
 
 States = dict[str, Any]  # hidden states by type name
 
@@ -58,6 +59,18 @@ class ExpandedInterface:
   def route(self, environment: int) -> list[int]:
     """The action ids that lead from language into external environment `environment`, counted from 0."""
     return [self.space.vocab_size + environment]
+
+  def script(self, steps: list[str | Call], encode: Encode) -> list[int]:
+    """The action ids that carry out a demonstration, one decision after the other."""
+    names, ids = [e.spec.name for e in self.environments], []
+    for step in steps:
+      if isinstance(step, str):
+        ids += encode(step)
+      else:
+        k = names.index(step.environment)
+        actions = self.space.environment_actions[k][list(step.actions)]
+        ids += self.route(k) + (self.space.vocab_size + actions).tolist()
+    return ids
 
   def reset(self, instance: dict[str, jax.Array]) -> States:
     """Hidden states at the start of an episode; environments with the same `state_type` share one."""

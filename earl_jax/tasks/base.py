@@ -45,6 +45,13 @@ class Outcome(NamedTuple):
   metrics: dict[str, float]
 
 
+class Call(NamedTuple):
+  """A call of an environment, as part of a demonstration: its local actions, one after the other."""
+
+  environment: str
+  actions: tuple[int, ...]
+
+
 class Task(abc.ABC):
   """A task.
 
@@ -65,6 +72,17 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def example(self, seed: int, split: str, index: int) -> Example:
     """The example at `index` of split 'train' or 'test'. Pure; no example is in both splits."""
+
+  def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
+    """How a solver answers the example at `index`: text and calls, for supervised fine-tuning. Pure.
+
+    Args:
+      variant: counts different demonstrations of one example.
+
+    Raises:
+      UserError: the task has no solver.
+    """
+    raise UserError(f'task {self.label}: no demonstrations; leave it out of stages with imitate=True')
 
   @abc.abstractmethod
   def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from earl_jax.config import UserError
+from earl_jax.environments import calculator
 from earl_jax.tasks import base, expressions
-from earl_jax.tasks.base import Example, Instance, Outcome, Task
+from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
 
 MAX_NUMBERS = 8
 _ANSWER_LENGTH = 32
-_LIMIT = 10**12  # of values: beyond it the calculator writes overflow
+_LIMIT = 10**calculator.INTEGERS  # of values: from there on the calculator writes overflow
+_SYMBOLS = [symbol.strip() for symbol in calculator.SYMBOLS]
 _SYSTEM = 'Think first, then answer.'
 
 _ONES = (
@@ -92,12 +94,21 @@ def in_sentence(tree: Tree) -> str:
 
 
 class _Problem(NamedTuple):
-  """What is drawn: `key` is the same for all ways of asking the same thing, and decides the split."""
+  """What is drawn.
+
+  Attributes:
+    key: the same for all ways of asking the same thing; it decides the split.
+    user: the user message.
+    answer: as in the instance.
+    numbers: countdown's.
+    solution: an expression with the value asked for, or nothing.
+  """
 
   key: str
   user: str
   answer: str
   numbers: tuple[int, ...] = ()
+  solution: str = ''
 
 
 class _CalculationTask(Task):
@@ -105,11 +116,24 @@ class _CalculationTask(Task):
   reads_text = True
 
   def example(self, seed: int, split: str, index: int) -> Example:
+    problem = self._problem(seed, split, index)
+    return Example(_SYSTEM, problem.user, _instance(problem.answer, problem.numbers))
+
+  def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
+    del variant  # there is one way only
+    problem = self._problem(seed, split, index)
+    symbols = problem.solution.replace(' ', '')
+    answer = [f'#### {problem.solution if problem.numbers else problem.answer}']
+    if not symbols or len(symbols) > calculator.MAX_SYMBOLS:
+      return answer
+    return [Call('calculator', tuple(_SYMBOLS.index(symbol) for symbol in f'{symbols}=')), *answer]
+
+  def _problem(self, seed: int, split: str, index: int) -> _Problem:
     rng = base.random_generator(seed, split, index)
     while True:
       problem = self._draw(rng, split)
       if problem and base.split_of(f'{self.name} {problem.key}') == split:
-        return Example(_SYSTEM, problem.user, _instance(problem.answer, problem.numbers))
+        return problem
 
   @abc.abstractmethod
   def _draw(self, rng: np.random.Generator, split: str) -> _Problem | None:
@@ -171,7 +195,7 @@ class Arithmetic(_CalculationTask):
     user = f'What is {question}? Give the number after ####.'
     if value.denominator > 1:
       user = f'What is {question}? Give the number, rounded to {expressions.DECIMALS} decimals, after ####.'
-    return _Problem(in_symbols(tree), user, expressions.write(value))
+    return _Problem(in_symbols(tree), user, expressions.write(value), solution=in_symbols(tree))
 
 
 class Countdown(_CalculationTask):
@@ -188,12 +212,13 @@ class Countdown(_CalculationTask):
   def _draw(self, rng: np.random.Generator, split: str) -> _Problem | None:
     numbers = [_random_number(rng, self._digits) for _ in range(self._numbers)]
     # The target is the value of some expression, so that every problem can be solved.
-    value = expressions.parse(in_symbols(random_tree(rng, rng.permutation(numbers).tolist()))).value
+    solution = in_symbols(random_tree(rng, rng.permutation(numbers).tolist()))
+    value = expressions.parse(solution).value
     if value is None or value.denominator > 1 or not 0 < value < 10 ** (self._digits + 1):
       return None
     listed = f'{", ".join(map(str, numbers[:-1]))} and {numbers[-1]}'
     user = f'Use {listed}, each exactly once, with +, -, * and / to reach {value}. Give the expression after ####.'
-    return _Problem(f'{sorted(numbers)} {value}', user, str(value), tuple(numbers))
+    return _Problem(f'{sorted(numbers)} {value}', user, str(value), tuple(numbers), solution)
 
   def _is_right(self, instance: Instance, answer: str) -> bool:
     expression = expressions.parse(answer)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from earl_jax import baselines
 from earl_jax.config import UserError
 from earl_jax.environments.hidden_items import HiddenItems, ITEMS, MAX_ITEMS
 from earl_jax.tasks import base
-from earl_jax.tasks.base import Example, Instance, Outcome, Task
+from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
 
 _LOWEST, _HIGHEST = -99, 999  # hidden values
 _DIRECTIONS = {'both': (False, True), 'ascending': (False,), 'descending': (True,)}  # -> allowed `descending`
@@ -57,6 +58,24 @@ class _ItemTask(Task):
         'asked': np.array(asked, np.int32),
     }
 
+  def _solution(self, instance: Instance, variant: int) -> list[Call]:
+    """Calls of compare and swap by the optimal decision tree, its choices among equals by chance."""
+    order = np.random.default_rng(variant).permutation(self.n)  # which item the tree takes for its first, second, …
+    sign = -1 if instance['descending'] else 1
+    ranks = (sign * instance['values'][order]).tolist()
+    sort = baselines.optimal if self.n <= baselines.OPTIMAL_MAX else baselines.merge_sort
+    comparisons = [
+        Call('compare', (int(order[i]), int(order[j])))
+        for kind, i, j in baselines.trace(sort, ranks) if kind == 'compare'
+    ]
+    # Swaps are those of the row as it stands, whatever the tree called its items.
+    ranks = (sign * instance['values'][:self.n]).tolist()
+    swaps = [Call(kind, (i, j)) for kind, i, j in baselines.trace(sort, ranks) if kind == 'swap']
+    return comparisons + swaps
+
+  def _says_order(self, instance: Instance) -> str:
+    return f' the order asked for is {", ".join(_NAMES[item] for item in self._goal(instance))}\n'
+
   def _goal(self, instance: Instance) -> list[int]:
     """The arrangement asked for: `goal[i]` is the item at place i."""
     values = instance['values'].tolist()
@@ -86,6 +105,12 @@ class Sort(_ItemTask):
 
   def example(self, seed: int, split: str, index: int) -> Example:
     return self._example(*self._draw(base.random_generator(seed, split, index), split))
+
+  def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
+    instance = self.example(seed, split, index).instance
+    calls = self._solution(instance, variant)
+    swaps = [call for call in calls if call.environment == 'swap']
+    return [*calls[:len(calls) - len(swaps)], self._says_order(instance), *swaps]
 
   def all_instances(self) -> list[Example]:
     """Every permutation in every allowed direction, with the ranks 0 … n-1 as values: n! or 2 n! examples."""
@@ -140,6 +165,11 @@ class Order(_ItemTask):
     )
     return Example(_SYSTEM, user, self._instance(values, descending))
 
+  def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
+    instance = self.example(seed, split, index).instance
+    swaps = [call for call in self._solution(instance, variant) if call.environment == 'swap']
+    return [self._says_order(instance), *swaps]
+
   def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
     state: HiddenItems = states['HiddenItems']
     goal = self._goal(instance)
@@ -171,6 +201,12 @@ class Compare(_ItemTask):
         '<answer> </answer>.'
     )
     return Example(_SYSTEM, user, self._instance(values, False, asked))
+
+  def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
+    instance = self.example(seed, split, index).instance
+    asked = instance['asked'].tolist()
+    larger = max(asked, key=instance['values'].__getitem__)
+    return [Call('compare', tuple(asked[::-1] if variant % 2 else asked)), f' <answer>{_NAMES[larger]}</answer>']
 
   def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
     larger = max(instance['asked'].tolist(), key=instance['values'].__getitem__)

@@ -15,7 +15,7 @@ from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import ItemEnvironment
 from earl_jax.interfaces import tagged
 from earl_jax.masked import NEGATIVE
-from earl_jax.rollout import Prompts
+from earl_jax.rollout import Prompts, Replay
 from earl_jax.tasks import expressions
 from tests import core_fixtures as core
 from tests.environments.tokenizers import StubTokenizer
@@ -43,8 +43,8 @@ def episodes(environment: int, key: int = 0):
                 'count': jnp.full(ROWS, 4, jnp.int32)},
       offered=jnp.asarray(OFFERED),
   )
-  nothing = jnp.full((ROWS, SLOTS), -1, jnp.int32)
-  replay = force(nothing, jnp.full(ROWS, PROMPT), interface().route(environment))
+  nothing = Replay(jnp.full((ROWS, SLOTS), -1, jnp.int32), jnp.zeros(ROWS, jnp.int32))
+  replay = force(nothing, interface().route(environment))
   trajectory = rollout.rollout(
       PARAMS, prompts, jnp.arange(ROWS), jax.random.key(key), replay, config=core.MODEL, interface=interface(),
       eos=EOS, pad=0, group=1, slots=SLOTS,
