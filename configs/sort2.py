@@ -5,12 +5,17 @@
 benchmarks/cpo_vs_grpo.py compares the algorithms on it.
 """
 
-from configs import sort4
+import pathlib
+import runpy
+
 from earl_jax import config as config_lib
+
+# By path, so that it is found from any folder.
+SORT4 = pathlib.Path(__file__).with_name('sort4.py')
 
 
 def get_config():
-  config = sort4.get_config()
+  config = runpy.run_path(str(SORT4))['get_config']()
   config.steps = 60
   config.curriculum = (config_lib.stage(('sort', {'n': 2}, 1.0)),)
   config.rollout.prompts = 8
