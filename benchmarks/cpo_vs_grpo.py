@@ -1,11 +1,12 @@
 """Counterfactual policy optimisation against GRPO, with and without an entropy bonus.
 
-  python benchmarks/cpo_vs_grpo.py --out=runs/cpo_vs_grpo --seeds=0,1,2 --config.steps=150 --jobs=2 --devices_per_job=1
+  python benchmarks/cpo_vs_grpo.py --out=runs/cpo_vs_grpo --seeds=0,1,2 --jobs=2 --devices_per_job=1
 
 trains every cell of {grpo, cpo with fraction 0, 0.5 and 1} x {entropy 0, the config's} x seeds from one base model, on
-the same problems and for the same number of rollouts, and writes exact_match.png (and .svg) and results.md to --out.
-Only the fields named in `METHODS`, the entropy coefficient and the seed differ; nothing is stopped early. CPO decodes
-its rewrites on top of the rollouts it trains on: the table says how many tokens that comes to.
+the same problems (configs/sort2.py if no other is named) and for the same number of rollouts, and writes
+exact_match.png (and .svg) and results.md to --out. Only the fields named in `METHODS`, the entropy coefficient and the
+seed differ; nothing is stopped early. CPO decodes its rewrites on top of the rollouts it trains on: the table says how
+many tokens that comes to.
 
 Started again it goes on: cells that are done are skipped, others resumed. Ctrl-C lets the running cells save first.
 `--config` and `--config.<field>` are those of `python -m earl_jax.train`.
@@ -168,7 +169,7 @@ def draw(groups: dict[tuple[str, float], list[tuple[pictures.Run, dict]]], task:
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   config_flags.DEFINE_config_file(
-      'config', str(ROOT / 'configs' / 'sort4.py'), 'Config file, as for `earl_jax.train`.', flag_values=values,
+      'config', str(ROOT / 'configs' / 'sort2.py'), 'Config file, as for `earl_jax.train`.', flag_values=values,
       sys_argv=argv,
   )
   flags.DEFINE_string('out', 'runs/cpo_vs_grpo', 'Folder of all cells and of the results.', flag_values=values)
@@ -185,7 +186,7 @@ def main(values: flags.FlagValues) -> None:
   if any('=' not in argument for argument in shared):
     raise UserError(f'{shared}: write --config flags as --name=value, so that they can be handed on')
   if not any(argument.lstrip('-').startswith('config=') for argument in shared):
-    shared.insert(0, f'--config={ROOT / "configs" / "sort4.py"}')
+    shared.insert(0, f'--config={ROOT / "configs" / "sort2.py"}')
   if not all(seed.isdecimal() for seed in values.seeds):
     raise UserError(f'--seeds={",".join(values.seeds)}: give whole numbers, such as 0,1,2')
   config = config_lib.parse(values.config)

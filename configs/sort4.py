@@ -2,8 +2,9 @@
 
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4
 
-260 steps of 256 rollouts (66,560): 48 minutes on one of two CPU cores, another program on the other. A stage of the
-curriculum ends when its tasks are mastered. What came of it: see "Results" in README.md.
+200 steps of 256 rollouts (51,200): 24 minutes on two CPU cores. A stage of the curriculum ends when its tasks are
+mastered. It sorts all 48 instances, proven by its comparisons: 4.75 of them and 1.92 swaps on average. Three seeds are
+in "Results" in README.md.
 """
 
 from earl_jax import config as config_lib

@@ -3,12 +3,17 @@
   python -m earl_jax.train --config=configs/sort5.py --workdir=runs/sort5
 """
 
-from configs import sort4
+import pathlib
+import runpy
+
 from earl_jax import config as config_lib
+
+# By path, so that it is found from any folder.
+SORT4 = pathlib.Path(__file__).with_name('sort4.py')
 
 
 def get_config():
-  config = sort4.get_config()
+  config = runpy.run_path(str(SORT4))['get_config']()
   config.steps = 320
   *stages, sort4_stage = config.curriculum
   config.curriculum = (

@@ -1,6 +1,9 @@
 """Every configuration that ships is whole, and its prompts fit."""
 
 import importlib
+import pathlib
+import runpy
+import sys
 
 import pytest
 
@@ -25,6 +28,14 @@ def test_every_prompt_fits(name):
       example = task.example(config.seed, 'train', index)
       prompt = tokenizer_lib.chat_prompt(tokenizer, example.system, example.user, task.assistant_start)
       assert len(prompt) <= config.rollout.prompt_length
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_it_can_be_loaded_from_any_folder(name, monkeypatch):
+  for module in [module for module in sys.modules if module.partition('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, module)
+  monkeypatch.setattr(sys, 'path', [path for path in sys.path if pathlib.Path(path).resolve() != tiny.ROOT])
+  config_lib.parse(runpy.run_path(str(tiny.ROOT / 'configs' / f'{name}.py'))['get_config']())
 
 
 def test_sort5_is_sort4_and_one_stage_more():
