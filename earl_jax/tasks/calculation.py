@@ -93,7 +93,7 @@ def in_sentence(tree: Tree) -> str:
   return f' {_OPERATORS[tree.operator]} '.join(parts)
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
   """What is drawn.
 
   Attributes:
@@ -111,7 +111,7 @@ class _Problem(NamedTuple):
   solution: str = ''
 
 
-class _CalculationTask(Task):
+class CalculationTask(Task):
   environments = ('calculator',)
   reads_text = True
 
@@ -128,15 +128,18 @@ class _CalculationTask(Task):
       return answer
     return [Call('calculator', tuple(_SYMBOLS.index(symbol) for symbol in f'{symbols}=')), *answer]
 
-  def _problem(self, seed: int, split: str, index: int) -> _Problem:
+  def _problem(self, seed: int, split: str, index: int) -> Problem:
     rng = base.random_generator(seed, split, index)
     while True:
       problem = self._draw(rng, split)
-      if problem and base.split_of(f'{self.name} {problem.key}') == split:
+      if problem and self._belongs(problem, split):
         return problem
 
+  def _belongs(self, problem: Problem, split: str) -> bool:
+    return base.split_of(f'{self.name} {problem.key}') == split
+
   @abc.abstractmethod
-  def _draw(self, rng: np.random.Generator, split: str) -> _Problem | None:
+  def _draw(self, rng: np.random.Generator, split: str) -> Problem | None:
     """A problem for this split, or None to draw again."""
 
   def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
@@ -165,7 +168,7 @@ def _random_number(rng: np.random.Generator, digits: int) -> int:
   return int(rng.integers(10 ** (length - 1), 10**length))
 
 
-class Arithmetic(_CalculationTask):
+class Arithmetic(CalculationTask):
   """The value of an expression with operands of up to `digits` digits (method: arithmetic).
 
   Training problems have up to `operators` operators and one in ten is in words; test problems have up to
@@ -184,7 +187,7 @@ class Arithmetic(_CalculationTask):
     self._operators = {'train': operators, 'test': test_operators}
     self._worded = {'train': 0.1, 'test': 0.7}
 
-  def _draw(self, rng: np.random.Generator, split: str) -> _Problem | None:
+  def _draw(self, rng: np.random.Generator, split: str) -> Problem | None:
     operators = int(rng.integers(1, self._operators[split] + 1))
     tree = random_tree(rng, [_random_number(rng, self._digits) for _ in range(operators + 1)])
     worded = rng.random() < self._worded[split]
@@ -195,10 +198,10 @@ class Arithmetic(_CalculationTask):
     user = f'What is {question}? Give the number after ####.'
     if value.denominator > 1:
       user = f'What is {question}? Give the number, rounded to {expressions.DECIMALS} decimals, after ####.'
-    return _Problem(in_symbols(tree), user, expressions.write(value), solution=in_symbols(tree))
+    return Problem(in_symbols(tree), user, expressions.write(value), solution=in_symbols(tree))
 
 
-class Countdown(_CalculationTask):
+class Countdown(CalculationTask):
   """Reach a target with `numbers` numbers of up to `digits` digits, each used exactly once (method: countdown)."""
 
   name = 'countdown'
@@ -209,7 +212,7 @@ class Countdown(_CalculationTask):
     self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits')
     self._numbers, self._digits = numbers, digits
 
-  def _draw(self, rng: np.random.Generator, split: str) -> _Problem | None:
+  def _draw(self, rng: np.random.Generator, split: str) -> Problem | None:
     numbers = [_random_number(rng, self._digits) for _ in range(self._numbers)]
     # The target is the value of some expression, so that every problem can be solved.
     solution = in_symbols(random_tree(rng, rng.permutation(numbers).tolist()))
@@ -218,7 +221,7 @@ class Countdown(_CalculationTask):
       return None
     listed = f'{", ".join(map(str, numbers[:-1]))} and {numbers[-1]}'
     user = f'Use {listed}, each exactly once, with +, -, * and / to reach {value}. Give the expression after ####.'
-    return _Problem(f'{sorted(numbers)} {value}', user, str(value), tuple(numbers), solution)
+    return Problem(f'{sorted(numbers)} {value}', user, str(value), tuple(numbers), solution)
 
   def _is_right(self, instance: Instance, answer: str) -> bool:
     expression = expressions.parse(answer)
@@ -227,7 +230,7 @@ class Countdown(_CalculationTask):
     return sorted(expression.numbers) == sorted(number for number in instance['numbers'].tolist() if number >= 0)
 
 
-class Count(_CalculationTask):
+class Count(CalculationTask):
   """How often a digit occurs in a number of up to `digits` digits, nine in ten in words (method: count)."""
 
   name = 'count'
@@ -239,7 +242,7 @@ class Count(_CalculationTask):
     self.label = self.name + ('' if digits == 20 else f'-{digits}digits')
     self._digits = digits
 
-  def _draw(self, rng: np.random.Generator, split: str) -> _Problem | None:
+  def _draw(self, rng: np.random.Generator, split: str) -> Problem | None:
     length = int(rng.integers(1, self._digits + 1))
     digits = rng.integers(10, size=length)
     digits[0] = rng.integers(1, 10)
@@ -248,7 +251,7 @@ class Count(_CalculationTask):
     digit = int(rng.choice(digits)) if rng.random() < 0.9 else int(rng.integers(10))
     written = in_words(number) if rng.random() < 0.9 else str(number)
     user = f'How often does the digit {digit} occur in the number {written}? Give the number after ####.'
-    return _Problem(f'{digit} {number}', user, str(str(number).count(str(digit))))
+    return Problem(f'{digit} {number}', user, str(str(number).count(str(digit))))
 
 
 def _check_range(**options: tuple[Any, int, int]) -> None:
