@@ -4,13 +4,13 @@ import re
 
 
 class StubTokenizer:
-  """Words with their leading space are tokens, every other character is one. Ids in order of first appearance."""
+  """Words and operators with their leading space are tokens, every other character is one. Ids in order of first appearance."""
 
   def __init__(self):
     self._ids = {}  # counted from 1: 0 pads
 
   def encode(self, text: str) -> list[int]:
-    words = re.findall(r' ?[A-Za-z]+|.', text, re.DOTALL)
+    words = re.findall(r' ?(?:[A-Za-z]+|[-+*/=])|.', text, re.DOTALL)
     return [self._ids.setdefault(word, len(self._ids) + 1) for word in words]
 
   def __len__(self) -> int:

@@ -1,0 +1,183 @@
+"""` calculate 3 * (4 - 1) = 9`: exact arithmetic on an expression typed symbol by symbol.
+
+Legality is an automaton over what has been typed, which never leads where no expression can be completed. The value is
+worked out while the expression is typed, with the sum and the product under way for every open parenthesis.
+
+No intermediate result is too large for `residues`: by induction, an expression of k symbols has a numerator and a
+denominator below 10^k (a sum at most doubles the product of two such numbers, and its sign is a symbol too).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
+from earl_jax.environments import residues
+from earl_jax.environments.base import concatenate, Environment, Observation, observation_table
+
+MAX_SYMBOLS = 32  # of one expression, ` = ` not counted
+MAX_DEPTH = 8  # parentheses open at a time
+INTEGERS, DECIMALS = 12, 3  # digits of a result; from 10^12 on it is written as overflow
+
+SYMBOLS = (*'0123456789', '.', ' + ', ' - ', ' * ', ' / ', '(', ')', ' = ')
+_POINT, _PLUS, _MINUS, _TIMES, _DIVIDE, _OPEN, _CLOSE, _EQUALS = range(10, 18)
+
+# The automaton: a mode per line, where each class of symbols leads from it (_ = not legal), and how many symbols it takes
+# until what is open may end.
+_CLASS = np.array(['01.+-*/()='.index(symbol) for symbol in '0111111111.+-*/()='])
+_MODES = (
+    # 01.+-*/()=
+    ('S', 'ZIPUU__S__', 1),  # an operand comes
+    ('U', 'ZIP____S__', 1),  # an operand comes, its sign was typed
+    ('D', 'zIfVV__S__', 1),  # a divisor comes
+    ('V', 'zIf____S__', 1),  # a divisor comes, its sign was typed
+    ('Z', '__PSSSD_CS', 0),  # the number 0
+    ('I', 'IIPSSSD_CS', 0),  # the digits of another number
+    ('P', 'FF________', 1),  # a point
+    ('F', 'FF_SSSD_CS', 0),  # decimals
+    ('C', '___SSSD_CS', 0),  # a closing parenthesis
+    ('z', '__f_______', 2),  # 0 as the beginning of a divisor, which must not be zero
+    ('f', 'fF________', 1),  # its point, and zeros so far
+)
+_NAMES = ''.join(name for name, _, _ in _MODES)
+_LEADS = np.array([[_NAMES.find(to) for to in leads] for _, leads, _ in _MODES], np.int32)
+_NEEDS = np.array([needs for _, _, needs in _MODES], np.int32)  # symbols until a parenthesis may close
+_START = _NAMES.index('S')
+_BEGINS = np.array([name in 'SUDV' for name in _NAMES])  # a digit or a point would begin a number
+_DECIMAL = np.array([name in 'PFf' for name in _NAMES])  # a digit would be a decimal
+
+# Pieces of a result, after the ten digits.
+_PIECES = ('-', '.', '\n', 'undefined\n', 'overflow\n')
+_SIGN, _DOT, _END, _UNDEFINED, _OVERFLOW = range(10, 15)
+
+ZERO, ONE, MINUS_ONE = (residues.fraction(number) for number in (0, 1, -1))
+
+
+class Calculation(NamedTuple):
+  """The open call. Fractions as in `residues`; D = 8 entries, entry k inside k parentheses.
+
+  Attributes:
+    mode: int32[], state of the automaton.
+    typed: int32[], symbols so far.
+    depth: int32[], open parentheses.
+    operand: int32[2, 8], the number being typed, or the value of the parenthesis just closed.
+    product: int32[D, 2, 8], the product that the operand belongs to, as far as it goes, sign included.
+    total: int32[D, 2, 8], the sum of the products before.
+    divides: bool[D], the operand divides the product.
+    undefined: bool[], something was divided by zero.
+    calls: int32[], expressions evaluated in this episode.
+  """
+
+  mode: jax.Array
+  typed: jax.Array
+  depth: jax.Array
+  operand: jax.Array
+  product: jax.Array
+  total: jax.Array
+  divides: jax.Array
+  undefined: jax.Array
+  calls: jax.Array
+
+
+def _nothing_typed(calls: jax.Array) -> Calculation:
+  entries = lambda fraction: jnp.tile(fraction, (MAX_DEPTH, 1, 1))  # noqa: E731
+  return Calculation(
+      mode=jnp.int32(_START), typed=jnp.int32(0), depth=jnp.int32(0), operand=jnp.asarray(ZERO), product=entries(ONE),
+      total=entries(ZERO), divides=jnp.zeros(MAX_DEPTH, bool), undefined=jnp.bool_(False), calls=calls,
+  )
+
+
+def _type(state: Calculation, symbol: jax.Array) -> Calculation:
+  """The state after a legal symbol. After ` = ` and `)`, `operand` is the value of the expression they end.
+
+    a digit, a point     join the number
+    a sign               negates the product if it is a minus
+    (                    begins an expression
+    operator, ) or ` = ` multiplies the product by the operand, or divides it
+    + - ) ` = `          then add the product to the total, and a new one begins
+  """
+  k, mode = state.depth, state.mode
+  opens, closes = symbol == _OPEN, (symbol == _CLOSE) | (symbol == _EQUALS)
+  begins = jnp.asarray(_BEGINS)[mode]
+  ends_operand = (symbol > _POINT) & ~opens & ~begins  # where an operand begins, + and - are signs
+  ends_product = ends_operand & (symbol != _TIMES) & (symbol != _DIVIDE)
+
+  number = jnp.where(begins, ZERO, state.operand)
+  longer = residues.append_digit(number, symbol, jnp.asarray(_DECIMAL)[mode])
+  number = jnp.where(symbol < _POINT, longer, number)
+
+  factor = jnp.where(state.divides[k], residues.inverse(state.operand), state.operand)
+  product = jnp.where(ends_operand, residues.multiply(state.product[k], factor), state.product[k])
+  total = jnp.where(ends_product, residues.add(state.total[k], product), state.total[k])
+  signed = residues.multiply(jnp.where(ends_product, ONE, product), jnp.where(symbol == _MINUS, MINUS_ONE, ONE))
+
+  entry = jnp.arange(MAX_DEPTH)
+  put = lambda stack, at, value: jnp.where((entry == at).reshape(-1, *[1] * (stack.ndim - 1)), value, stack)  # noqa: E731
+  inner = jnp.where(opens, k + 1, -1)
+  return Calculation(
+      mode=jnp.asarray(_LEADS)[mode, jnp.asarray(_CLASS)[symbol]],
+      typed=state.typed + 1,
+      depth=k + opens - (symbol == _CLOSE),
+      operand=jnp.where(symbol <= _POINT, number, jnp.where(closes, total, state.operand)),
+      product=put(put(state.product, k, signed), inner, ONE),
+      total=put(put(state.total, k, total), inner, ZERO),
+      divides=put(put(state.divides, k, jnp.where(ends_operand, symbol == _DIVIDE, state.divides[k])), inner, False),
+      undefined=state.undefined | (ends_operand & state.divides[k] & residues.is_zero(state.operand)),
+      calls=state.calls,
+  )
+
+
+class Calculator(Environment):
+  """Digits, a point, operators and parentheses; ` = ` writes the value and exits.
+
+  An integer is written as such, another value with three decimals, rounded half to even; after a division by zero
+  `undefined`, from 10^12 on `overflow`. An action that is not valid leaves the state as it is, writes nothing and does
+  not exit.
+  """
+
+  spec = EnvironmentSpec('calculator', ActionSpec(' calculate '), tuple(ActionSpec(symbol) for symbol in SYMBOLS))
+  state_type = Calculation
+
+  def __init__(self, encode: Encode):
+    # Results are joined digit by digit, whatever the tokenizer would make of several of them.
+    self._tokens, self._lengths = observation_table(encode, [*'0123456789', *_PIECES])
+    number = (INTEGERS + 1 + DECIMALS) * self._lengths[:10].max() + self._lengths[[_SIGN, _DOT, _END]].sum()
+    self.max_observation = int(max(number, self._lengths[_UNDEFINED], self._lengths[_OVERFLOW]))
+
+  def reset(self, instance: dict[str, jax.Array]) -> Calculation:
+    """Nothing typed; the instance has no part in it."""
+    del instance
+    return _nothing_typed(jnp.int32(0))
+
+  def valid_actions(self, state: Calculation) -> jax.Array:
+    symbol = jnp.arange(len(SYMBOLS))
+    mode = jnp.asarray(_LEADS)[state.mode, _CLASS]
+    depth = state.depth + (symbol == _OPEN) - (symbol == _CLOSE)
+    # All that is open must still find room.
+    complete = state.typed + 1 + jnp.asarray(_NEEDS)[mode] + depth <= MAX_SYMBOLS
+    possible = jnp.where(symbol == _EQUALS, state.depth == 0, (depth >= 0) & (depth < MAX_DEPTH) & complete)
+    return (mode >= 0) & possible
+
+  def step(self, state: Calculation, action: jax.Array) -> tuple[Observation, Calculation, jax.Array]:
+    valid = self.valid_actions(state)[action]
+    leaves = valid & (action == _EQUALS)
+    typed = _type(state, action)
+    written = self._result(typed, leaves)
+    kept = jax.tree.map(lambda new, old: jnp.where(valid, new, old), typed, state)
+    after = jax.tree.map(lambda new, old: jnp.where(leaves, new, old), _nothing_typed(state.calls + 1), kept)
+    return written._replace(length=jnp.where(leaves, written.length, 0)), after, leaves
+
+  def _result(self, state: Calculation, wanted: jax.Array) -> Observation:
+    """What is written of the value in `state.operand`."""
+    value = jnp.where(state.undefined, ZERO, state.operand)
+    negative, digits, whole, overflow = residues.decimal(value, INTEGERS, DECIMALS, wanted)
+    is_number = ~state.undefined & ~overflow
+    integer, decimals = digits[:-DECIMALS], digits[-DECIMALS:]
+    significant = (jnp.cumsum(integer) > 0).at[-1].set(True)
+    last = jnp.where(state.undefined, _UNDEFINED, jnp.where(overflow, _OVERFLOW, _END))
+    rows = jnp.concatenate([jnp.array([_SIGN]), integer, jnp.array([_DOT]), decimals, last[None]])
+    shown = jnp.concatenate([negative[None], significant, jnp.repeat(~whole, 1 + DECIMALS)]) & is_number
+    lengths = jnp.where(jnp.append(shown, True), jnp.asarray(self._lengths)[rows], 0)
+    return concatenate(list(zip(jnp.asarray(self._tokens)[rows], lengths)), self.max_observation)
