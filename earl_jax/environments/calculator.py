@@ -24,8 +24,8 @@ INTEGERS, DECIMALS = 12, 3  # digits of a result; from 10^12 on it is written as
 SYMBOLS = (*'0123456789', '.', ' + ', ' - ', ' * ', ' / ', '(', ')', ' = ')
 _POINT, _PLUS, _MINUS, _TIMES, _DIVIDE, _OPEN, _CLOSE, _EQUALS = range(10, 18)
 
-# The automaton: a mode per line, where each class of symbols leads from it (_ = not legal), and how many symbols it takes
-# until what is open may end.
+# The automaton: a mode per line, where each class of symbols leads from it (_ = not legal), and how many symbols it
+# takes until what is open may end.
 _CLASS = np.array(['01.+-*/()='.index(symbol) for symbol in '0111111111.+-*/()='])
 _MODES = (
     # 01.+-*/()=

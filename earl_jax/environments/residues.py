@@ -1,8 +1,8 @@
 """Exact fractions on devices without wide integers, for the calculator.
 
-A fraction is int32[2, 8]: numerator and denominator, each as its residues modulo eight primes below 2^14. Residues add and
-multiply one by one, without carries, and products fit in 32 bits. Nothing is ever cancelled. Numbers between -10^32 and
-10^32 are told apart, since twice that is less than the product of the primes.
+A fraction is int32[2, 8]: numerator and denominator, each as its residues modulo eight primes below 2^14. Residues add
+and multiply one by one, without carries, and products fit in 32 bits. Nothing is ever cancelled. Numbers between -10^32
+and 10^32 are told apart, since twice that is less than the product of the primes.
 """
 
 import math

@@ -4,7 +4,7 @@ import re
 
 
 class StubTokenizer:
-  """Words and operators with their leading space are tokens, every other character is one. Ids in order of first appearance."""
+  """Words and operators are tokens with the space before them, other characters alone. Ids in order of appearance."""
 
   def __init__(self):
     self._ids = {}  # counted from 1: 0 pads
