@@ -113,6 +113,7 @@ class Config:
   Attributes:
     model: 'embedded', or the folder of a Hugging Face checkpoint.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
+    instructions: prompts tell how the environments are called, for models that follow instructions.
     seed: of data, sampling and interventions.
     steps: at most.
     curriculum: stages, in order; the last one lasts.
@@ -124,6 +125,7 @@ class Config:
 
   model: str = 'embedded'
   interface: str = 'expanded'
+  instructions: bool = False
   seed: int = 0
   steps: int = 100
   curriculum: tuple[Stage, ...] = ()
@@ -147,6 +149,35 @@ def default_config() -> ml_collections.ConfigDict:
 def stage(*tasks: tuple[str, dict, float], **fields) -> dict:
   """A curriculum stage for a config file; fields as in `Stage`."""
   return {'tasks': tasks} | fields
+
+
+# What sets the methods of the paper's comparison apart: (interface, CPO, supervised fine-tuning first).
+METHODS = {
+    'earl': ('expanded', True, False),
+    'prompt_cpo': ('tagged', True, False),
+    'prompt_grpo': ('tagged', False, False),
+    'sft_grpo': ('tagged', False, True),
+}
+
+
+def apply_method(config: ml_collections.ConfigDict, method: str, sft_steps: int) -> ml_collections.ConfigDict:
+  """Turns a config into that of EARL or of a baseline; all else stays what it is.
+
+  Args:
+    config: its last stage is what is learned, and what `sft_grpo` sees demonstrations of before.
+    method: a key of METHODS.
+    sft_steps: how long, for `sft_grpo`.
+
+  Raises:
+    UserError: unknown method.
+  """
+  if method not in METHODS:
+    raise UserError(f'method {method!r}: choose one of {", ".join(METHODS)}')
+  config.interface, config.algorithm.counterfactual, sft = METHODS[method]
+  if sft:
+    demonstrated = stage(*config.curriculum[-1]['tasks'], steps=sft_steps, imitate=True)
+    config.curriculum = (demonstrated, *config.curriculum)
+  return config
 
 
 def parse(config: ml_collections.ConfigDict | dict) -> Config:

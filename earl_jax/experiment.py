@@ -61,7 +61,9 @@ class Experiment:
     tokens = np.full((len(examples), length), self.tokenizer.pad_token_id or 0, np.int32)
     start = np.zeros(len(examples), np.int32)
     for row, (task, example) in enumerate(zip(tasks, examples)):
-      ids = _cached_prompt(self.tokenizer, example.system, example.user, task.assistant_start)
+      told = self.interface.instructions(task.environments) if self.config.instructions else ''
+      system = f'{example.system} {told}'.strip()
+      ids = _cached_prompt(self.tokenizer, system, example.user, task.assistant_start)
       if len(ids) > length:
         raise UserError(
             f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; '

@@ -1,5 +1,6 @@
 """Every configuration that ships is whole, and its prompts fit."""
 
+import dataclasses
 import importlib
 import pathlib
 import runpy
@@ -14,9 +15,49 @@ from earl_jax.tasks.base import make_task
 from tests.runs import tiny
 
 NAMES = sorted(path.stem for path in (tiny.ROOT / 'configs').glob('*.py'))
+EMBEDDED_NAMES = [name for name in NAMES if name != 'published']
+GSM8K = tiny.ROOT.parent / 'shared' / 'data' / 'gsm8k'
 
 
-@pytest.mark.parametrize('name', NAMES)
+def published(task, method):
+  module = importlib.import_module('configs.published')
+  return config_lib.parse(module.get_config(f'{task},{method},{GSM8K}'))
+
+
+@pytest.mark.parametrize('task', ['sort', 'countdown', 'calc_bench', 'arithmetic'])
+def test_published_methods_differ_in_nothing_else(task):
+  earl, *others = (published(task, method) for method in config_lib.METHODS)
+  for method, other in zip(list(config_lib.METHODS)[1:], others):
+    assert other.interface == 'tagged' and other.algorithm.counterfactual == (method == 'prompt_cpo')
+    algorithm = dataclasses.replace(other.algorithm, counterfactual=True)
+    own = other.curriculum[method == 'sft_grpo':]
+    assert dataclasses.replace(other, interface='expanded', algorithm=algorithm, curriculum=own) == earl
+    assert [stage.imitate for stage in other.curriculum] == [True] * (method == 'sft_grpo') + [False] * len(own)
+  assert (earl.rollout.prompts, earl.algorithm.kl, earl.optimizer.learning_rate) == (256, 0.001, 1e-6)
+
+
+@pytest.mark.parametrize('task', ['sort', 'countdown', 'arithmetic', 'calc_bench'])
+def test_published_prompts_fit_with_the_tokenizer_of_qwen(task, qwen_tokenizer_dir):
+  if task == 'calc_bench' and not GSM8K.exists():
+    pytest.skip(f'no GSM8K in {GSM8K}')
+  config = published(task, 'earl')
+  tokenizer = tokenizer_lib.load_tokenizer(qwen_tokenizer_dir)
+  for stage in config.curriculum:
+    for name, options, _ in stage.tasks:
+      for index in range(60):
+        made = make_task(name, **options)
+        example = made.example(0, 'train', index)
+        prompt = tokenizer_lib.chat_prompt(tokenizer, example.system, example.user, made.assistant_start)
+        assert len(prompt) <= config.rollout.prompt_length, example.user
+
+
+@pytest.mark.parametrize('argument, message', [('chess,earl', 'choose a task of'), ('sort,sft', 'choose one of earl')])
+def test_published_names_what_it_does_not_know(argument, message):
+  with pytest.raises(config_lib.UserError, match=message):
+    importlib.import_module('configs.published').get_config(argument)
+
+
+@pytest.mark.parametrize('name', EMBEDDED_NAMES)
 def test_every_prompt_fits(name):
   config = config_lib.parse(importlib.import_module(f'configs.{name}').get_config())
   assert config.model == 'embedded'

@@ -55,6 +55,7 @@ class Environment(abc.ABC):
   spec: EnvironmentSpec
   state_type: type  # of the hidden state: environments with the same one share it
   phrasing: Phrasing | None = None  # what __init__ writes around arguments and result, for the tagged interface
+  usage: str = ''  # for prompts: what it is for, and a call with {routing}, {closing} and the fields of `phrasing`
   version: int = 1  # raised when behaviour changes; saved with every run
   max_observation: int  # L, set by __init__
 

@@ -141,6 +141,7 @@ class Calculator(Environment):
       'calculator', ActionSpec(' calculate '), tuple(map(ActionSpec, SYMBOLS)), closing=ActionSpec(SYMBOLS[_EQUALS])
   )
   phrasing = Phrasing('', '', '\n')
+  usage = 'calculate:{routing}(12 + 6) / 3{closing}{before}6{after}'
   state_type = Calculation
 
   def __init__(self, encode: Encode):

@@ -16,6 +16,7 @@ class Check(ItemEnvironment):
 
   spec = EnvironmentSpec('check', ActionSpec(' check if'), ITEMS + _PROPERTIES)
   phrasing = Phrasing('', ':', '\n')
+  usage = 'check a property of an item:{routing} A is even{before} True{after}'
 
   def __init__(self, encode: Encode):
     """Raises UserError where the tokenizer does not keep the written pieces apart."""

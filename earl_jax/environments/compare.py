@@ -15,6 +15,7 @@ class Compare(ItemEnvironment):
 
   spec = EnvironmentSpec('compare', ActionSpec(' compare'), ITEMS)
   phrasing = Phrasing(' and', ':', '\n')
+  usage = 'compare two items:{routing} A{between} B{before} A < B{after}'
 
   def __init__(self, encode: Encode):
     """Raises UserError where the tokenizer does not keep the written pieces apart."""

@@ -18,6 +18,7 @@ class Swap(ItemEnvironment):
 
   spec = EnvironmentSpec('swap', ActionSpec(' swap'), ITEMS)
   phrasing = Phrasing(' and', ' =>', '\n')
+  usage = 'swap two items:{routing} A{between} C{before} C, B, A{after}'
 
   def __init__(self, encode: Encode):
     """Raises UserError where the tokenizer does not keep the written pieces apart."""

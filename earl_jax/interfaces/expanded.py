@@ -60,6 +60,17 @@ class ExpandedInterface:
     """The action ids that lead from language into external environment `environment`, counted from 0."""
     return [self.space.vocab_size + environment]
 
+  def instructions(self, offered: Sequence[str]) -> str:
+    """A sentence for each environment offered: what it is for, and how a call reads."""
+    sentences = []
+    for environment in self.environments:
+      spec, phrasing = environment.spec, environment.phrasing
+      if spec.name in offered and environment.usage:
+        closing = spec.closing.description if spec.closing else ''
+        call = environment.usage.format(routing=spec.routing.description, closing=closing, **phrasing._asdict())
+        sentences.append(f'You can {call.strip()}.')
+    return ' '.join(sentences)
+
   def script(self, steps: list[str | Call], encode: Encode) -> list[int]:
     """The action ids that carry out a demonstration, one decision after the other."""
     names, ids = [e.spec.name for e in self.environments], []

@@ -153,6 +153,18 @@ def test_the_score_of_a_route_is_that_of_the_first_token_of_its_tag():
   assert len(set(first)) == 1, 'tags begin alike'
 
 
+def test_instructions_read_like_calls():
+  assert interface().instructions(('compare', 'calculator')) == (
+      'You can compare two items: <compare> A, B </compare> <result> A < B </result>. '
+      'You can calculate: <calculator> (12 + 6) / 3 </calculator> <result> 6 </result>.'
+  )
+  assert core.interface().instructions(('compare', 'swap', 'check')) == (
+      'You can compare two items: compare A and B: A < B. You can swap two items: swap A and C => C, B, A. '
+      'You can check a property of an item: check if A is even: True.'
+  )
+  assert interface().instructions(()) == ''
+
+
 def test_an_environment_that_does_not_say_how_it_is_phrased_is_refused():
   class Silent(ItemEnvironment):
     spec = environments_base.find('compare').spec
