@@ -14,7 +14,7 @@ SORT4 = pathlib.Path(__file__).with_name('sort4.py')
 
 def get_config():
   config = runpy.run_path(str(SORT4))['get_config']()
-  config.steps = 320
+  config.steps = 280
   *stages, sort4_stage = config.curriculum
   config.curriculum = (
       *stages,
