@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from earl_jax.config import UserError
+from earl_jax.environments.calculator import DECIMALS, INTEGERS
 from earl_jax.tasks import base, expressions
 from earl_jax.tasks.base import Example, Instance, Outcome, Task
 
 MAX_NUMBERS = 8
 _ANSWER_LENGTH = 32
-_LIMIT = 10**12  # of values: beyond it the calculator writes overflow
-_SYSTEM = 'Think first, then answer.'
+_LIMIT = 10**INTEGERS  # of values: from there on the calculator writes overflow
 
 _ONES = (
     'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven', 'twelve',
@@ -109,7 +109,7 @@ class _CalculationTask(Task):
     while True:
       problem = self._draw(rng, split)
       if problem and base.split_of(f'{self.name} {problem.key}') == split:
-        return Example(_SYSTEM, problem.user, _instance(problem.answer, problem.numbers))
+        return Example(base.SYSTEM, problem.user, _instance(problem.answer, problem.numbers))
 
   @abc.abstractmethod
   def _draw(self, rng: np.random.Generator, split: str) -> _Problem | None:
@@ -170,7 +170,7 @@ class Arithmetic(_CalculationTask):
     question = in_sentence(tree) if worded else in_symbols(tree)
     user = f'What is {question}? Give the number after ####.'
     if value.denominator > 1:
-      user = f'What is {question}? Give the number, rounded to {expressions.DECIMALS} decimals, after ####.'
+      user = f'What is {question}? Give the number, rounded to {DECIMALS} decimals, after ####.'
     return _Problem(in_symbols(tree), user, expressions.write(value))
 
 
