@@ -33,7 +33,7 @@ from earl_jax.checkpoint import write_atomically
 from earl_jax.config import UserError
 from earl_jax.tasks.base import make_task
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'sort2.py'
 METHODS = {
     'GRPO': {'algorithm.counterfactual': False},
     'CPO 0 (dead groups only)': {'algorithm.counterfactual': True, 'algorithm.fraction': 0.0},
@@ -169,7 +169,7 @@ def draw(groups: dict[tuple[str, float], list[tuple[pictures.Run, dict]]], task:
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   config_flags.DEFINE_config_file(
-      'config', str(ROOT / 'configs' / 'sort2.py'), 'Config file, as for `earl_jax.train`.', flag_values=values,
+      'config', str(CONFIG), 'Config file, as for `earl_jax.train`.', flag_values=values,
       sys_argv=argv,
   )
   flags.DEFINE_string('out', 'runs/cpo_vs_grpo', 'Folder of all cells and of the results.', flag_values=values)
@@ -186,7 +186,7 @@ def main(values: flags.FlagValues) -> None:
   if any('=' not in argument for argument in shared):
     raise UserError(f'{shared}: write --config flags as --name=value, so that they can be handed on')
   if not any(argument.lstrip('-').startswith('config=') for argument in shared):
-    shared.insert(0, f'--config={ROOT / "configs" / "sort2.py"}')
+    shared.insert(0, f'--config={CONFIG}')
   if not all(seed.isdecimal() for seed in values.seeds):
     raise UserError(f'--seeds={",".join(values.seeds)}: give whole numbers, such as 0,1,2')
   config = config_lib.parse(values.config)

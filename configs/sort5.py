@@ -1,6 +1,9 @@
 """Sort five hidden items: the recipe of sort4.py, one stage longer.
 
   python -m earl_jax.train --config=configs/sort5.py --workdir=runs/sort5
+
+280 steps of 256 rollouts (71,680): 84 minutes on one of two CPU cores, another program on the other. Seed 0 sorted
+95.8 % of the 240 instances, 92.1 % certified, with 8.6 comparisons and 2.8 swaps, and was still improving.
 """
 
 import pathlib
@@ -14,7 +17,7 @@ SORT4 = pathlib.Path(__file__).with_name('sort4.py')
 
 def get_config():
   config = runpy.run_path(str(SORT4))['get_config']()
-  config.steps = 320
+  config.steps = 280
   *stages, sort4_stage = config.curriculum
   config.curriculum = (
       *stages,

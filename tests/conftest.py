@@ -36,10 +36,21 @@ def embedded_tokenizer(embedded_checkpoint):
   return transformers.AutoTokenizer.from_pretrained(embedded_checkpoint)
 
 
+def provided(name: str, what: str) -> pathlib.Path:
+  """A folder of data beside the checkout, which the project does not ship; the test is skipped where it is absent."""
+  folder = ROOT.parent / 'shared' / 'data' / name
+  if not folder.exists():
+    pytest.skip(f'no {what} in {folder}')
+  return folder
+
+
+@pytest.fixture(scope='session')
+def gsm8k_dir() -> pathlib.Path:
+  """Folder of GSM8K's official files."""
+  return provided('gsm8k', 'GSM8K')
+
+
 @pytest.fixture(scope='session')
 def qwen_tokenizer_dir() -> pathlib.Path:
-  """Folder of the Qwen2.5 tokenizer, which the project does not ship."""
-  folder = ROOT.parent / 'shared' / 'data' / 'qwen2.5-tokenizer'
-  if not folder.exists():
-    pytest.skip(f'no Qwen2.5 tokenizer in {folder}')
-  return folder
+  """Folder of the Qwen2.5 tokenizer."""
+  return provided('qwen2.5-tokenizer', 'Qwen2.5 tokenizer')

@@ -82,7 +82,7 @@ def decimal(a: jax.Array, integers: int, decimals: int, wanted: jax.Array) -> tu
   Args:
     a: int32[2, 8].
     integers, decimals: digits before and after the point.
-    wanted: bool[]; where False no work is done and the result means nothing.
+    wanted: bool[]; where False the division, most of the work, is left out and the result means nothing.
 
   Returns:
     negative: bool[].

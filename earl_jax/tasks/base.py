@@ -12,6 +12,7 @@ import numpy as np
 from earl_jax.config import UserError
 
 SPLITS = ('train', 'test')
+SYSTEM = 'Think first, then answer.'  # the system message of the tasks in this package
 
 Instance = dict[str, Any]  # fixed-shape numpy arrays; the same keys and shapes for every example of a task
 

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from earl_jax.config import UserError
-from earl_jax.environments import calculator
+from earl_jax.environments.calculator import DECIMALS, INTEGERS, MAX_SYMBOLS, SYMBOLS
 from earl_jax.tasks import base, expressions
 from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
 
 MAX_NUMBERS = 8
 _ANSWER_LENGTH = 32
-_LIMIT = 10**calculator.INTEGERS  # of values: from there on the calculator writes overflow
-_SYMBOLS = [symbol.strip() for symbol in calculator.SYMBOLS]
-_SYSTEM = 'Think first, then answer.'
+_LIMIT = 10**INTEGERS  # of values: from there on the calculator writes overflow
+_SYMBOLS = [symbol.strip() for symbol in SYMBOLS]
 
 _ONES = (
     'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven', 'twelve',
@@ -117,14 +116,14 @@ class CalculationTask(Task):
 
   def example(self, seed: int, split: str, index: int) -> Example:
     problem = self._problem(seed, split, index)
-    return Example(_SYSTEM, problem.user, _instance(problem.answer, problem.numbers))
+    return Example(base.SYSTEM, problem.user, _instance(problem.answer, problem.numbers))
 
   def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
     del variant  # there is one way only
     problem = self._problem(seed, split, index)
     symbols = problem.solution.replace(' ', '')
     answer = [f'#### {problem.solution if problem.numbers else problem.answer}']
-    if not symbols or len(symbols) > calculator.MAX_SYMBOLS:
+    if not symbols or len(symbols) > MAX_SYMBOLS:
       return answer
     return [Call('calculator', tuple(_SYMBOLS.index(symbol) for symbol in f'{symbols}=')), *answer]
 
@@ -197,7 +196,7 @@ class Arithmetic(CalculationTask):
     question = in_sentence(tree) if worded else in_symbols(tree)
     user = f'What is {question}? Give the number after ####.'
     if value.denominator > 1:
-      user = f'What is {question}? Give the number, rounded to {expressions.DECIMALS} decimals, after ####.'
+      user = f'What is {question}? Give the number, rounded to {DECIMALS} decimals, after ####.'
     return Problem(in_symbols(tree), user, expressions.write(value), solution=in_symbols(tree))
 
 

@@ -10,8 +10,9 @@ from fractions import Fraction
 import re
 from typing import NamedTuple
 
+from earl_jax.environments.calculator import DECIMALS
+
 MAX_LENGTH = 200  # characters: bounds the size of values and the depth of parentheses
-DECIMALS = 3  # of a written value that is not an integer
 
 # Atomic, so that no text makes the search go back and try again.
 _NUMBER = r'(?>\d+(?:\.\d+)?|\.\d+)'

@@ -23,7 +23,6 @@ from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
 _LOWEST, _HIGHEST = -99, 999  # hidden values
 _DIRECTIONS = {'both': (False, True), 'ascending': (False,), 'descending': (True,)}  # -> allowed `descending`
 _NAMES = tuple(item.description.strip() for item in ITEMS)
-_SYSTEM = 'Think first, then answer.'
 
 
 class _ItemTask(Task):
@@ -124,7 +123,7 @@ class Sort(_ItemTask):
         f'The sequence is {self._items}. Put it in {_direction(descending)} order with as few comparisons and swaps as '
         'possible.'
     )
-    return Example(_SYSTEM, user, self._instance(values, descending))
+    return Example(base.SYSTEM, user, self._instance(values, descending))
 
   def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
     state: HiddenItems = states['HiddenItems']
@@ -163,7 +162,7 @@ class Order(_ItemTask):
         f'The sequence is {self._items}. It is known that {", ".join(_relations(rng, values))}. Put it in '
         f'{_direction(descending)} order with as few swaps as possible.'
     )
-    return Example(_SYSTEM, user, self._instance(values, descending))
+    return Example(base.SYSTEM, user, self._instance(values, descending))
 
   def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
     instance = self.example(seed, split, index).instance
@@ -200,7 +199,7 @@ class Compare(_ItemTask):
         f'The items are {self._items}. Which one is larger, {first} or {second}? Give the item inside '
         '<answer> </answer>.'
     )
-    return Example(_SYSTEM, user, self._instance(values, False, asked))
+    return Example(base.SYSTEM, user, self._instance(values, False, asked))
 
   def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
     instance = self.example(seed, split, index).instance

@@ -12,11 +12,9 @@ import pytest
 
 from earl_jax.environments import residues
 from earl_jax.environments.calculator import Calculator, MAX_DEPTH, MAX_SYMBOLS, SYMBOLS
-from tests.conftest import ROOT
 from tests.environments.tokenizers import MergingTokenizer, StubTokenizer
 
 EQUALS = len(SYMBOLS) - 1
-GSM8K = ROOT.parent / 'shared' / 'data' / 'gsm8k'
 TOKENIZER = StubTokenizer()
 WALKS, STEPS = 2048, 256
 
@@ -200,11 +198,9 @@ def test_chosen_expressions(expression, observation):
   assert evaluate([expression]) == [f'{observation}\n'] == [written(expression)]
 
 
-def test_steps_of_gsm8k():
-  if not GSM8K.exists():
-    pytest.skip(f'no GSM8K in {GSM8K}')
+def test_steps_of_gsm8k(gsm8k_dir):
   steps = []
-  for path in sorted(GSM8K.glob('*.jsonl')):
+  for path in sorted(gsm8k_dir.glob('*.jsonl')):
     for line in path.read_text().splitlines():
       steps += re.findall(r'<<([^<>=]*)=([^<>=]*)>>', json.loads(line)['answer'])
   steps = [(expression.replace(' ', ''), result) for expression, result in steps]

@@ -10,10 +10,8 @@ import pytest
 
 from earl_jax.config import UserError
 from earl_jax.tasks import gsm8k
-from tests.conftest import ROOT
 from tests.tasks.test_calculation import answer_of, score
 
-FOLDER = ROOT.parent / 'shared' / 'data' / 'gsm8k'
 CLIPS = ('Natalia sold clips to 48 of her friends in April, and 1,200.50 in May. How many did she sell in 3 years?',
          'She sold 48+1200.5=<<48+1200.5=1248.5>>1248.5. Over all that is <<1248.5*3=3745.5>>3745.5.\n#### 3,745.5')
 
@@ -82,11 +80,9 @@ def test_missing_files_are_named(tmp_path):
     gsm8k.GSM8K(str(tmp_path / 'nowhere'))
 
 
-def test_the_official_files():
+def test_the_official_files(gsm8k_dir):
   """Most problems survive, and of each its own numbers give its own answer again."""
-  if not FOLDER.exists():
-    pytest.skip(f'no GSM8K in {FOLDER}')
-  items = [item for split in ('train', 'test') for item in gsm8k.read(str(FOLDER), split)]
+  items = [item for split in ('train', 'test') for item in gsm8k.read(str(gsm8k_dir), split)]
   rng = np.random.default_rng(0)
   rescaled = 0
   for item in items:
