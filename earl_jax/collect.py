@@ -191,7 +191,6 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
   metrics = {
       'reward': float(rewards.mean()),
       'zero_reward_groups': float(np.mean(np.all(rewards == 0, axis=1))),
-      'response_length': float(lengths.mean()),
       'unfinished': 1 - float(jnp.mean(factual.finished)),
       'tokens': float(lengths.sum()),
   }

@@ -31,7 +31,7 @@ from earl_jax.tasks.base import Example, make_task, Outcome, Task
 __all__ = ['evaluate_policy', 'load', 'read_config', 'table', 'write']
 
 ENUMERATED_MAX = 5  # items; 240 problems of 5, 1440 of 6
-ROW = '{:12} {:22} {:>24} {:>10} {:>12} {:>8} {:>9}'
+ROW = '{:20} {:16} {:>24} {:>10} {:>12} {:>8} {:>7} {:>9}'
 
 Results = dict[str, dict[str, Any]]  # task label -> measurements
 
@@ -50,7 +50,7 @@ def evaluate_policy(
 
   Returns:
     per task label: 'exact_match', 'count', 'enumerated' (all problems there are), 'interval' (Wilson, 95 %; only where
-    problems are drawn) and the mean of every metric of the task's outcomes.
+    problems are drawn), the mean of every metric of the outcomes and, as 'solved', the same of those that are exact.
   """
   problems = [(task, example) for task in tasks for example in _problems(experiment, task, samples, temperature)]
   outcomes = _play(experiment, params, problems, temperature)
@@ -61,9 +61,15 @@ def evaluate_policy(
     result = {'exact_match': exact / len(own), 'count': len(own), 'enumerated': temperature == 0 and _enumerable(task)}
     if not result['enumerated']:
       result['interval'] = wilson_interval(exact, len(own))
-    result |= {name: float(np.mean([outcome.metrics[name] for outcome in own])) for name in own[0].metrics}
+    result |= _means(own)
+    if exact:
+      result['solved'] = _means([outcome for outcome in own if outcome.exact])
     results[task.label] = result
   return results
+
+
+def _means(outcomes: list[Outcome]) -> dict[str, float]:
+  return {name: float(np.mean([outcome.metrics[name] for outcome in outcomes])) for name in outcomes[0].metrics}
 
 
 def _enumerable(task: Task) -> bool:
@@ -115,7 +121,7 @@ def add_baselines(experiment: Experiment, tasks: list[Task], results: Results, s
 
 def table(results: Results) -> str:
   """Results as lines of text; 'sampled' and 'baselines' become rows below their task's."""
-  lines = [ROW.format('task', 'policy', 'exact match', 'certified', 'comparisons', 'swaps', 'problems')]
+  lines = [ROW.format('task', 'policy', 'exact match', 'certified', 'comparisons', 'swaps', 'calls', 'problems')]
   for label, result in results.items():
     lines.append(_row(label, 'greedy', result))
     if 'sampled' in result:
@@ -131,7 +137,8 @@ def _row(label: str, name: str, result: dict[str, Any]) -> str:
     exact += ' ({:.1%} - {:.1%})'.format(*result['interval'])
   count = ('all ' if result.get('enumerated') else '') + show('count', '{}')
   return ROW.format(
-      label, name, exact, show('certified', '{:.1%}'), show('comparisons', '{:.3f}'), show('swaps', '{:.3f}'), count
+      label, name, exact, show('certified', '{:.1%}'), show('comparisons', '{:.3f}'), show('swaps', '{:.3f}'),
+      show('calls', '{:.2f}'), count,
   ).rstrip()
 
 

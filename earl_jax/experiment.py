@@ -91,16 +91,28 @@ class Experiment:
     )
 
   def outcomes(self, tasks: list[Task], examples: list[Example], trajectory: Trajectory) -> list[Outcome]:
-    """Scores every row of a trajectory; tasks and examples have one entry per row."""
-    states, finished, tokens, end = jax.device_get(
-        (trajectory.states, trajectory.finished, trajectory.tokens, trajectory.end)
-    )
+    """Scores every row of a trajectory; tasks and examples have one entry per row.
+
+    To the metrics of the task it adds what the episode spent: decisions, response_length (slots), calls of environments
+    and, of these, invalid_calls, which the end of the space cut off before they did anything.
+    """
+    states, finished, tokens, end, actions, language = jax.device_get((
+        trajectory.states, trajectory.finished, trajectory.tokens, trajectory.end, trajectory.actions,
+        trajectory.language,
+    ))
     length = self.config.rollout.prompt_length
     results = []
     for row, (task, example) in enumerate(zip(tasks, examples)):
       state = jax.tree.map(lambda x, row=row: x[row], states)
       text = self.tokenizer.decode(tokens[row, length:end[row]]) if task.reads_text else ''
-      results.append(task.outcome(example.instance, state, text, bool(finished[row])))
+      outcome = task.outcome(example.instance, state, text, bool(finished[row]))
+      free = language[row][actions[row] >= 0]
+      calls, returns = int(np.sum(free[:-1] & ~free[1:])), int(np.sum(~free[:-1] & free[1:]))
+      spent = {
+          'decisions': len(free), 'response_length': int(end[row]) - length, 'calls': calls,
+          'invalid_calls': calls - returns,
+      }
+      results.append(outcome._replace(metrics=outcome.metrics | spent))
     return results
 
   def render(self, trajectory: Trajectory, row: int) -> str:

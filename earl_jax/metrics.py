@@ -23,6 +23,7 @@ SHOWN = {
     'reward': 'reward {:.3f}',
     'exact': 'exact {:.3f}',
     'comparisons': 'comparisons {:.2f}',
+    'calls': 'calls {:.2f}',
     'zero_reward_groups': 'zero-reward groups {:.0%}',
     'tokens_per_second': '{:,.0f} tokens/s',
 }

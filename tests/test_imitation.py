@@ -20,7 +20,7 @@ def model(tmp_path_factory):
 
 
 def imitating(model, interface, *tasks, **changes):
-  changes = {'interface': interface, 'rollout.prompt_length': 88, 'rollout.response_length': 224} | changes
+  changes = {'interface': interface, 'rollout.prompt_length': 88, 'rollout.response_length': 288} | changes
   return tiny.parsed(model, curriculum=(stage(*tasks, steps=3, imitate=True), stage(*tasks)), **changes)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from earl_jax import collect, train, update
-from earl_jax.config import UserError
+from earl_jax.config import Stage, UserError
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import set_up
 from tests.runs import tiny
@@ -241,7 +241,7 @@ def test_rows_without_advantage_come_last(config, micro, shared, busy):
 def make_curriculum(until, window):
   labels = lambda *names: tuple((types.SimpleNamespace(label=name), 1.0) for name in names)  # noqa: E731
   stages = (labels('a'), labels('a', 'b'))
-  config = types.SimpleNamespace(window=window, curriculum=[types.SimpleNamespace(until=until)] * 2)
+  config = types.SimpleNamespace(window=window, curriculum=[Stage(until=until)] * 2)
   return types.SimpleNamespace(config=config, stages=stages)
 
 

@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import pathlib
-import shutil
 import sys
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 from earl_jax import cli
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import UserError
-from earl_jax.embedded import corpus
+from earl_jax.embedded import corpus, orders
 from earl_jax.model import hf, transformer
 
 SHAPE = dict(
@@ -50,6 +49,7 @@ WARM_UP = 200  # steps
 # Loss weights by kind of answer; '' is free text, any other kind weighs 1.
 WEIGHTS = {
     '': 0.1, 'open': 2.0, 'last open': 8.0, 'conclusion': 4.0, 'state': 4.0, 'holder': 4.0, 'undecided': 2.0,
+    'number': 0.5, 'value': 0.3, 'reached': 4.0, 'result': 4.0, 'judgement': 2.0,
 }
 GATE = 0.8  # documents grow while the accuracy at states of affairs exceeds this
 GROWTH = 1 / 700  # of a step that passes the gate
@@ -100,9 +100,9 @@ class Documents:
     hole = frame.index(self.encode('\x00')[0])
     self.before, self.after = frame[:hole], frame[hole + 1 :]
 
-  def __call__(self, seed: int, index: int, settings: corpus.Settings) -> tuple[list[int], list[str]]:
+  def __call__(self, seed: int, index: int, mix: corpus.Mix) -> tuple[list[int], list[str]]:
     """Ids of one document, cut to LENGTH, and for each the kind of knowledge it shows, '' where it is free."""
-    user, assistant = corpus.document(seed, index, settings)
+    user, assistant = corpus.document(seed, index, mix)
     tokens, answers = [], []
     for ids, answer in (
         (self.before, ''), *self._encoded(user), (self.after, ''), *self._encoded(assistant), ([self.eos], ''),
@@ -115,7 +115,7 @@ class Documents:
     return [(self.encode(segment.text), segment.answer) for segment in segments]
 
   def batch(
-      self, seed: int, first: int, count: int, settings: corpus.Settings
+      self, seed: int, first: int, count: int, mix: corpus.Mix
   ) -> tuple[np.ndarray, np.ndarray]:
     """Documents `first` … `first + count - 1`.
 
@@ -125,7 +125,7 @@ class Documents:
     tokens = np.full((count, LENGTH), -1, np.int32)
     kinds = np.full((count, LENGTH), '', object)
     for row in range(count):
-      ids, answers = self(seed, first + row, settings)
+      ids, answers = self(seed, first + row, mix)
       tokens[row, : len(ids)], kinds[row, : len(ids)] = ids, answers
     return tokens, kinds
 
@@ -157,10 +157,13 @@ class Curriculum(NamedTuple):
   accuracy: float = 0.0  # running share of right ones among the states of affairs
 
   @property
-  def settings(self) -> corpus.Settings:
-    p, final = self.progress, corpus.DEFAULT
+  def mix(self) -> corpus.Mix:
+    if self.progress == 1.0:
+      return corpus.DEFAULT
+    p, final = self.progress, orders.DEFAULT
     sizes = tuple((1 - p) * a + p * b for a, b in zip((0.5, 0.5, 0.0, 0.0), final.sizes))
-    return corpus.Settings(sizes, final.descending * min(1.0, 1.5 * p), final.variety * min(1.0, 2 * p), brief=p == 1.0)
+    order = orders.Settings(sizes, final.descending * min(1.0, 1.5 * p), final.variety * min(1.0, 2 * p), brief=False)
+    return corpus.Mix(numbers=0.0, order=order)
 
   def after(self, right: int, count: int) -> 'Curriculum':
     """After a batch with `count` states of affairs, of which the model had `right`."""
@@ -213,6 +216,15 @@ def evaluate(config: transformer.ModelConfig, params: dict, documents: Documents
   return {kind: float(right[kinds[:, 1:] == kind].mean()) for kind in sorted(set(kinds[:, 1:].flat) - {''})}
 
 
+def adopt(params: dict, vocabulary: dict[str, int], former_vocabulary: dict[str, int], former: dict) -> dict:
+  """The `former` parameters, for another vocabulary: words that are new to it keep the rows they have in `params`."""
+  if vocabulary == former_vocabulary:
+    return former
+  shared = [(i, former_vocabulary[word]) for word, i in vocabulary.items() if word in former_vocabulary]
+  to, by = np.array(shared).T
+  return former | {name: params[name].at[to].set(former[name][by]) for name in ('embedding', 'lm_head')}
+
+
 def train(
     folder: pathlib.Path, steps: int, batch: int, seed: int, learning_rate: float, init: pathlib.Path | None = None
 ) -> None:
@@ -224,8 +236,8 @@ def train(
     batch: documents a step.
     seed: of the corpus and of the random weights.
     learning_rate: its peak, kept from the end of the warm-up to the end of the curriculum.
-    init: folder of a checkpoint to go on from. It keeps its tokenizer, and its documents are of the final mix from
-      the first step on. None starts from random weights, with easier documents first (`Curriculum`).
+    init: folder of a checkpoint to go on from, with documents of the final mix from the first step on. None starts
+      from random weights, with easier documents first (`Curriculum`).
 
   Raises:
     UserError: a number that can't be, or `init` holds no such checkpoint.
@@ -235,21 +247,15 @@ def train(
     raise UserError(f'--batch={batch}: choose a multiple of {len(WIDTHS)} x {jax.local_device_count()} local devices')
   if seed == HELD_OUT:
     raise UserError(f'--seed={seed}: its documents measure the model; choose another seed')
-  if init is None:
-    build_tokenizer(folder)
-    tokenizer = tokenizer_lib.load_tokenizer(folder)
-    rows = math.ceil(len(tokenizer) / MULTIPLE) * MULTIPLE
-    config = transformer.ModelConfig(vocab_size=rows, tie_word_embeddings=False, **SHAPE)
-    params = transformer.init_params(config, jax.random.key(seed))
-    curriculum = Curriculum()
-  else:
-    tokenizer, config = tokenizer_lib.load_tokenizer(init), hf.read_config(init)
-    params = hf.load_params(init, config)
-    curriculum = Curriculum(progress=1.0)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not folder.samefile(init):
-      for name in TOKENIZER_FILES:
-        shutil.copyfile(init / name, folder / name)
+  former = init and (tokenizer_lib.load_tokenizer(init).get_vocab(), hf.load_params(init, hf.read_config(init)))
+  build_tokenizer(folder)
+  tokenizer = tokenizer_lib.load_tokenizer(folder)
+  rows = math.ceil(len(tokenizer) / MULTIPLE) * MULTIPLE
+  config = transformer.ModelConfig(vocab_size=rows, tie_word_embeddings=False, **SHAPE)
+  params = transformer.init_params(config, jax.random.key(seed))
+  if former:
+    params = adopt(params, tokenizer.get_vocab(), *former)
+  curriculum = Curriculum(progress=1.0 if init else 0.0)
   documents = Documents(tokenizer)
 
   mesh = jax.make_mesh((jax.local_device_count(),), ('data',), axis_types=(AxisType.Auto,), devices=jax.local_devices())
@@ -276,7 +282,7 @@ def train(
   final = 0  # steps made on the final mix
   bar = tqdm(itertools.count(1), unit='step')
   for step in bar:
-    parts = split(*documents.batch(seed, (step - 1) * batch, batch, curriculum.settings))
+    parts = split(*documents.batch(seed, (step - 1) * batch, batch, curriculum.mix))
     rate = learning_rate * rate_at(step, final / steps)
     params, opt_state, loss, right = update(params, opt_state, jax.device_put(parts, by_row), rate)
     final += curriculum.progress == 1.0

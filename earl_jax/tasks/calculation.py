@@ -143,8 +143,7 @@ class CalculationTask(Task):
 
   def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
     exact = bool(finished) and self._is_right(instance, expressions.last_answer(text))
-    calls = {'calls': float(states['Calculation'].calls)} if 'Calculation' in states else {}
-    return Outcome(float(exact), exact, calls)
+    return Outcome(float(exact), exact, {})
 
   def _is_right(self, instance: Instance, answer: str) -> bool:
     return expressions.is_answer(answer, _answer_of(instance))

@@ -39,7 +39,8 @@ def run(mesh, folder):
   trajectory, factual = jax.device_get((experience.trajectory, experience.factual))
   rows = len(experience.advantages)
   # The random policy hardly earns rewards: advantages are made up, so that gradients are not all 0.
-  made_up = np.linspace(-1, 1.4, rows, dtype=np.float32), np.zeros(trajectory.tokens.shape, np.float32), np.zeros(rows, bool)
+  reference = np.zeros(trajectory.tokens.shape, np.float32)
+  made_up = np.linspace(-1, 1.4, rows, dtype=np.float32), reference, np.zeros(rows, bool)
   made_up = jax.device_put(made_up, sharding.by_row(mesh))
   order = np.random.default_rng(0).permutation(rows).reshape(2, -1, 8).astype(np.int32)
   state, metrics = update.update_step(

@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from earl_jax.embedded import corpus
+from earl_jax.embedded import orders
 from earl_jax.environments import base
-from tests.embedded import checker
+from tests.embedded import orders_checker as checker
 
 SEEDS = (0, 1)
 COUNT = 1500  # documents per seed
+
+
+def document(seed, index, settings=orders.DEFAULT):
+  return orders.document(random.Random(f'{seed} {index}'), settings)
 
 
 def text(segments):
@@ -25,7 +29,7 @@ def text(segments):
 @pytest.fixture(scope='module')
 def documents():
   """(user, assistant) texts."""
-  return [tuple(map(text, corpus.document(seed, i))) for seed in SEEDS for i in range(COUNT)]
+  return [tuple(map(text, document(seed, i))) for seed in SEEDS for i in range(COUNT)]
 
 
 @pytest.fixture(scope='module')
@@ -50,11 +54,11 @@ def test_every_form_occurs(documents):
     sizes=st.tuples(*[st.floats(0, 1)] * 4).filter(lambda weights: sum(weights) > 0.01),
 )
 def test_true_whatever_the_mix(seed, index, descending, variety, brief, sizes):
-  checker.check(*map(text, corpus.document(seed, index, corpus.Settings(sizes, descending, variety, brief))))
+  checker.check(*map(text, document(seed, index, orders.Settings(sizes, descending, variety, brief))))
 
 
 def test_deterministic():
-  assert corpus.document(3, 4) == corpus.document(3, 4) != corpus.document(4, 3)
+  assert document(3, 4) == document(3, 4) != document(4, 3)
 
 
 def test_settings_choose_size_and_direction():
@@ -62,21 +66,21 @@ def test_settings_choose_size_and_direction():
     sizes = tuple(float(k == n) for k in range(2, 6))
     for descending in (0.0, 1.0):
       for i in range(30):
-        reader = checker.Reader(text(corpus.document(0, i, corpus.Settings(sizes, descending))[0]))
+        reader = checker.Reader(text(document(0, i, orders.Settings(sizes, descending))[0]))
         assert (len(reader.items), reader.descending) == (n, bool(descending))
 
 
 def test_without_variety_the_smaller_or_earlier_item_comes_first():
   other_forms = re.compile(r'>|than|the (smaller|larger) one is|comes after|(?:know|holds) that|[-;!?|/~*+#%&@^$_"] ')
   assert all(other_forms.search(says) for says in (' A > B', ' so A comes after B', ' mark A and B; A < B'))
-  plain = corpus.Settings(variety=0.0)
+  plain = orders.Settings(variety=0.0)
   for i in range(300):
-    for part in corpus.document(0, i, plain):
+    for part in document(0, i, plain):
       assert not other_forms.search(text(part)), text(part)
 
 
 def test_only_items_of_a_list_are_answers():
-  assert corpus.listed('CAB', 'order') == [(' C', 'order'), (',', ''), (' A', 'order'), (',', ''), (' B', 'order')]
+  assert orders.listed('CAB', 'order') == [(' C', 'order'), (',', ''), (' A', 'order'), (',', ''), (' B', 'order')]
 
 
 def test_how_matters_stand_is_said_once_after_each_change(documents):
@@ -99,7 +103,7 @@ def test_brief_documents_say_the_order_before_how_matters_stand():
   states = 0
   for i in range(300):
     brief, long = (
-        [answer for _, answer in corpus.document(7, i, corpus.Settings(brief=brief))[1]] for brief in (True, False)
+        [answer for _, answer in document(7, i, orders.Settings(brief=brief))[1]] for brief in (True, False)
     )
     if 'state' in brief:
       states += 1
@@ -110,8 +114,8 @@ def test_brief_documents_say_the_order_before_how_matters_stand():
 
 def test_a_new_sequence_often_is_in_the_order_asked_for():
   # Both must be learned, that it is and that it is not: by chance one in 120 would be.
-  settings = corpus.Settings((0.0, 0.0, 0.0, 1.0))
-  readers = [checker.check(*map(text, corpus.document(6, i, settings))) for i in range(600)]
+  settings = orders.Settings((0.0, 0.0, 0.0, 1.0))
+  readers = [checker.check(*map(text, document(6, i, settings))) for i in range(600)]
   in_order = [new == order for reader in readers for _, new, order in reader.draws if order]
   np.testing.assert_allclose(np.mean(in_order), 0.7 * 0.7, atol=4 * (0.49 * 0.51 / len(in_order)) ** 0.5)
   assert len(in_order) > 100
@@ -144,7 +148,7 @@ def test_a_new_sequence_is_drawn_without_regard_to_the_old_one():
   for n in range(3, 6):
     sizes = tuple(float(k == n) for k in range(2, 6))
     for i in range(600):
-      reader = checker.check(*map(text, corpus.document(5, i, corpus.Settings(sizes))))
+      reader = checker.check(*map(text, document(5, i, orders.Settings(sizes))))
       for old, new, order in reader.draws:
         share = _chance_of_one_swap(old, order)
         excess += _one_swap(old, new) - share
@@ -182,10 +186,10 @@ def test_relations_are_given_in_no_clever_order(readers):
 def test_the_number_of_facts_does_not_tell_whether_they_determine_the_order():
   needed = []
   for seed in range(400):
-    world = corpus.World(random.Random(seed), corpus.Settings((0.0, 0.0, 1.0, 0.0)))
+    world = orders.World(random.Random(seed), orders.Settings((0.0, 0.0, 1.0, 0.0)))
     facts = 0
     while not world.complete:
-      corpus.given(world)
+      orders.given(world)
       facts += 1
     needed.append(facts)
   # Four items have six pairs: after as many facts the order is still open in many documents, in as many it is known.

@@ -10,27 +10,14 @@ the order asked for, which is mostly stated as soon as it is known, and nobody a
 """
 
 from collections.abc import Sequence
-import functools
 import random
-import re
 from typing import NamedTuple
+
+from earl_jax.embedded.language import ATTENTION, Segment, VERBS
 
 LETTERS = 'ABCDEFGH'
 ORDINALS = ('first', 'second', 'third', 'fourth', 'fifth')
 DIRECTIONS = ('ascending', 'descending')
-SYSTEM = 'Think first, then answer.'
-OPENING = 'Let me solve this step by step.'
-
-# Words that draw attention to two items, whichever they are: a model of many such words expects them after others too.
-VERBS = (
-    ' consider', ' note', ' mark', ' mind', ' watch', ' mention', ' regard', ' face', ' discuss', ' study', ' see',
-    ' take', ' pick', ' hold', ' keep', ' name', ' read', ' find', ' meet', ' call', ' try', ' use', ' show', ' ask',
-    ' touch', ' join', ' turn', ' move', ' test', ' view',
-)
-ATTENTION = (
-    *VERBS, ' look at', ' think of', ' point at', ' speak of', ' the talk is of', ' the matter is', ' of interest are',
-    ' worth a thought are',
-)
 # What may introduce a fact: a mention of two items, and a turn to what is true. So many, that others are no surprise.
 MENTIONS = (
     *ATTENTION, ' of', ' for', ' between', ' as to', ' about', ' with', ' considering', ' noting', ' regarding',
@@ -58,13 +45,6 @@ IDIOMS = (
     ' compare stories and songs', ' swap stories', ' swap roles', ' swap notes and stories', ' swap songs and roles',
     ' swap words and places', ' check notes', ' check prices and words',
 )
-
-
-class Segment(NamedTuple):
-  """A piece of a document. `answer` marks what follows from the text before it, so that knowledge can be measured."""
-
-  text: str
-  answer: str = ''  # the kind of knowledge, '' where the text is free
 
 
 class Settings(NamedTuple):
@@ -354,9 +334,8 @@ def glossary(world: World) -> list[Segment]:
   return [Segment(world.rng.choice(GLOSSARY))]
 
 
-def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[Segment], list[Segment]]:
-  """Document `index`: the user's message and the assistant's turn after the opening, as segments."""
-  rng = random.Random(f'{seed} {index}')
+def document(rng: random.Random, settings: Settings = DEFAULT) -> tuple[list[Segment], list[Segment]]:
+  """The user's message and the assistant's turn after the opening, as segments."""
   world = World(rng, settings)
   user = user_message(world)
   says = []
@@ -374,17 +353,3 @@ def document(seed: int, index: int, settings: Settings = DEFAULT) -> tuple[list[
       says += [*statement, Segment(rng.choice(ends))]
       left -= 1
   return user, says
-
-
-@functools.cache
-def vocabulary() -> tuple[str, ...]:
-  """The words of the language, each with its leading space where it has one."""
-  pattern = re.compile(r' ?[A-Za-z]+| ?[^\sA-Za-z]+|\s')
-  words = {}
-  # Observations stand in no document, but their words are whole for whoever reads them later.
-  texts = [SYSTEM, OPENING, 'system\n', 'user\n', 'assistant\n', ' check if is and => True False: = <']
-  texts += [f' {letter}' for letter in LETTERS] + list(GLOSSARY)
-  texts += [segment.text for i in range(3000) for part in document(0, i) for segment in part]
-  for text in texts:
-    words.update(dict.fromkeys(pattern.findall(text)))
-  return tuple(sorted(words))
