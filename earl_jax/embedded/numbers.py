@@ -1,0 +1,275 @@
+"""Plain language about numbers, from which the embedded base model learns to reckon a little.
+
+Each document is a chat about two to four numbers and often a target: the user names them, the assistant makes true
+statements. It holds what a pretrained language model knows: sums and products of small numbers, in digits and in words,
+how a number can be made of others, what an expression of each number exactly once is, whether its value is the target,
+and that what is asked for stands after `####`. It holds no call of a calculator and no search: expressions come at
+random, none is closer to the target than chance has it, and no document asks for the expression that reaches it.
+"""
+
+import functools
+import random
+import re
+
+from earl_jax.embedded.language import ATTENTION, Segment, VERBS
+from earl_jax.tasks import calculation, expressions
+
+LARGEST = 999  # value of an expression; the smallest is 0
+TARGETS = range(1, 100)
+# Said now and then: what the words mean. They name no numbers.
+MEANINGS = (
+    ' calculate an expression to see what it is',
+    ' to calculate an expression is to find its value',
+    ' what stands in parentheses comes first',
+    ' times comes before plus',
+    ' an expression is right when its value is the target',
+    ' when the target is reached, nothing is left to do',
+)
+IDIOMS = (
+    ' calculate with care', ' calculate the costs', ' calculate in the head', ' calculate prices and costs',
+    ' calculate once more',
+)
+GLOSSARY = (*MEANINGS, *IDIOMS, *(f'{verb} an expression to see what it is' for verb in VERBS))
+
+
+@functools.lru_cache(1_000_000)
+def value_of(expression: str) -> int | None:
+  """Its value, where that is a whole number from 0 to LARGEST."""
+  value = expressions.parse(expression).value
+  return int(value) if value is not None and value.denominator == 1 and 0 <= value <= LARGEST else None
+
+
+class World:
+  """The numbers of one document, their target, and what has been said of them.
+
+  Attributes:
+    stated: expressions of each number exactly once whose value has been stated, each with its value.
+  """
+
+  def __init__(self, rng: random.Random):
+    self.rng = rng
+    count = rng.choices((2, 3, 4), (0.15, 0.7, 0.15))[0]
+    self.numbers = [rng.randint(1, 9) for _ in range(count)]
+    self.stated = []
+    self.aim()
+
+  def aim(self) -> None:
+    """Draws a target: a value that has been stated, or that of any expression.
+
+    Only ever after what was stated, so that no expression is named because it reaches the target.
+    """
+    values = [value for _, value in self.stated if value in TARGETS]
+    self.target = self.rng.choice(values) if values and self.rng.random() < 0.7 else 0
+    while self.target not in TARGETS:
+      self.target = value_of(calculation.in_symbols(self.draw(self.numbers)))
+    self.concluded = False
+    self.changed()
+
+  def changed(self) -> None:
+    """Whatever has been said of how matters stand holds no longer."""
+    self.surveyed, self.attended = False, ''
+
+  @property
+  def reached(self) -> str:
+    """The expression last said to have the target as its value, or nothing."""
+    return next((text for text, value in reversed(self.stated) if value == self.target), '')
+
+  def draw(self, numbers: list[int]) -> calculation.Tree:
+    """An expression of each of these numbers exactly once, at random."""
+    while True:
+      tree = self._tree(self.rng.sample(numbers, len(numbers)))
+      if value_of(calculation.in_symbols(tree)) is not None:
+        return tree
+
+  def _tree(self, numbers: list[int]) -> calculation.Tree:
+    if len(numbers) == 1:
+      return numbers[0]
+    cut = self.rng.randrange(1, len(numbers))
+    return calculation.Node(self.rng.choice('+-*/'), self._tree(numbers[:cut]), self._tree(numbers[cut:]))
+
+  def fresh(self) -> calculation.Tree:
+    """An expression of all the numbers whose value has not been stated, if chance soon finds one."""
+    drawn = [self.draw(self.numbers) for _ in range(4)]
+    stated = dict(self.stated)
+    return next((tree for tree in drawn if calculation.in_symbols(tree) not in stated), drawn[0])
+
+
+def written(expression: str, answer: str = '') -> list[Segment]:
+  """An expression whose numbers are answers of this kind; what stands between them is free."""
+  return [Segment(piece, answer * piece.isdigit()) for piece in re.findall(r'\d+|\D+', f' {expression}')]
+
+
+def fact(world: World) -> list[Segment]:
+  """What an expression of all the numbers is, at times worked out in two steps."""
+  tree = world.fresh()
+  text = calculation.in_symbols(tree)
+  value = value_of(text)
+  world.stated.append((text, value))
+  world.changed()
+  says, kind = written(text, 'number'), 'value'
+  inside = [value_of(calculation.in_symbols(part)) for part in (tree.left, tree.right)]
+  if len(world.numbers) == 2:
+    kind = 'sum'
+  elif len(world.numbers) == 3 and None not in inside and world.rng.random() < 0.5:
+    says += [Segment(' ='), *written(calculation.in_symbols(tree._replace(left=inside[0], right=inside[1])), 'sum')]
+    kind = 'sum'
+  return [*says, Segment(world.rng.choice((' =', ' =', ' is'))), *written(str(value), kind)]
+
+
+def sum_of_two(world: World) -> list[Segment] | None:
+  """What two numbers make, in digits or in words; not the two that make up a whole expression."""
+  rng = world.rng
+  two = rng.sample(world.numbers, 2) if rng.random() < 0.5 else [rng.randint(1, 20), rng.randint(1, 9)]
+  if sorted(two) == sorted(world.numbers):
+    return None
+  tree = world.draw(two)
+  text = calculation.in_symbols(tree)
+  if rng.random() < 0.2:
+    result = calculation.in_words(value_of(text))
+    return [Segment(f' {calculation.in_sentence(tree)} is'), Segment(f' {result}', 'sum')]
+  return [*written(text), Segment(' ='), *written(str(value_of(text)), 'sum')]
+
+
+def made_of(world: World) -> list[Segment] | None:
+  """How a number can be made of two others; not of the two that make up a whole expression."""
+  rng = world.rng
+  value = world.target if rng.random() < 0.5 else rng.choice(TARGETS)
+  one = rng.choice(world.numbers) if rng.random() < 0.5 else rng.randint(1, 9)
+  forms = [f'{value + one} - {one}', f'{one} + {value - one}' if value > one else f'{one} - {one - value}']
+  forms += [f'{one} * {value // one}'] * (value % one == 0)
+  forms += [f'{value * one} / {one}'] * (value * one <= LARGEST and one > 1)
+  form = rng.choice(forms)
+  if sorted(map(int, re.findall(r'\d+', form))) == sorted(world.numbers):
+    return None
+  return [*written(str(value)), Segment(' is'), *written(form, 'part')]
+
+
+def judgement(world: World) -> list[Segment] | None:
+  """How the value stated last compares with the target."""
+  if not world.stated:
+    return None
+  (_, value), target = world.stated[-1], written(str(world.target), 'copy')
+  says = [*written(str(value)), Segment(' is')]
+  if value == world.target:
+    return [*says, Segment(' the', 'judgement'), Segment(' target')]
+  word = ' more' if value > world.target else ' less'
+  form = world.rng.randrange(3)
+  if form == 0:
+    return [*says, Segment(' not', 'judgement'), Segment(' the target')]
+  if form == 1:
+    says += written(str(abs(value - world.target)), 'sum')
+  return [*says, Segment(word, 'judgement'), Segment(' than'), *target]
+
+
+def attention(world: World) -> list[Segment]:
+  """Draws attention, in words that do not say why, to the expression that reaches the target or, where none has, to a
+  new one. Until something changes it stays there.
+  """
+  kind = 'copy' if world.attended or world.reached else 'number'
+  world.attended = world.attended or world.reached or calculation.in_symbols(world.fresh())
+  return [Segment(world.rng.choice(ATTENTION)), *written(world.attended, kind)]
+
+
+def state(world: World) -> list[Segment] | None:
+  """Whether an expression has been said to reach the target, and which; once after each change."""
+  if world.surveyed:
+    return None
+  world.surveyed = True
+  if world.reached:
+    return [Segment(' reached', 'reached'), Segment(' is the target by'), *written(world.reached, 'copy')]
+  return [Segment(' missed', 'reached'), Segment(' is'), *written(str(world.target), 'copy')]
+
+
+def conclusion(world: World) -> list[Segment] | None:
+  """Which expression has the target as its value, once one has been stated."""
+  if not world.reached:
+    return None
+  world.concluded = True
+  lead = [Segment(' the', 'result'), Segment(' expression that reaches')]
+  return [*lead, *written(str(world.target), 'copy'), Segment(' is'), *written(world.reached, 'copy')]
+
+
+def new_target(world: World) -> list[Segment]:
+  """Another target, drawn afresh."""
+  world.aim()
+  return [Segment(world.rng.choice((' now the target is', ' the new target is'))), *written(str(world.target))]
+
+
+def glossary(world: World) -> list[Segment]:
+  """What a word means, or an idiom."""
+  return [Segment(world.rng.choice(GLOSSARY))]
+
+
+def listed(numbers: list[int]) -> str:
+  """`3, 4 and 1`."""
+  return f'{", ".join(map(str, numbers[:-1]))} and {numbers[-1]}'
+
+
+def known(world: World, lead: str = '') -> list[Segment]:
+  """Some facts."""
+  says = [Segment(f'{lead}It is known that')]
+  for i in range(world.rng.randint(1, 3)):
+    says += ([Segment(',')] if i else []) + fact(world)
+  return [*says, Segment('.')]
+
+
+# What the user may want to read after `####`, and the answer with its kind.
+WISHES = {
+    'an expression': lambda world: (calculation.in_symbols(world.fresh()), 'number'),
+    'any expression': lambda world: (calculation.in_symbols(world.fresh()), 'number'),
+    'the expression that was named last': lambda world: (world.stated[-1][0], 'copy'),
+    'the expression that was named first': lambda world: (world.stated[0][0], 'copy'),
+    'the target': lambda world: (str(world.target), 'copy'),
+    'the smallest number': lambda world: (str(min(world.numbers)), 'copy'),
+    'the largest number': lambda world: (str(max(world.numbers)), 'copy'),
+    'the first number': lambda world: (str(world.numbers[0]), 'copy'),
+}
+
+
+def user_message(world: World, wish: str) -> list[Segment]:
+  """The numbers and mostly the target, at times some facts, and what to give after `####`.
+
+  Facts that come first may be the reason for the target, not the other way round.
+  """
+  rng, numbers = world.rng, listed(world.numbers)
+  facts = rng.choice(('', '', 'first', 'then'))
+  says, lead = [], ''
+  if facts == 'first':
+    says, lead = known(world), ' '
+    world.aim()
+  each = f'{lead}Use {numbers}, each exactly once'
+  says.append(Segment(rng.choice((
+      f'{each}, with +, -, * and / to reach {world.target}.',
+      f'{each}, to reach {world.target}.',
+      f'{each}, with +, -, * and /. The target is {world.target}.',
+      f'{lead}The numbers are {numbers}. The target is {world.target}.',
+  ))))
+  says += known(world, ' ') if facts == 'then' else []
+  return says + [Segment(f' Give {wish} after ####.')] * bool(wish)
+
+
+def document(rng: random.Random) -> tuple[list[Segment], list[Segment]]:
+  """The user's message and the assistant's turn after the opening, as segments."""
+  world = World(rng)
+  wish = rng.choice(list(WISHES)) if rng.random() < 0.7 else ''
+  user = user_message(world, wish)
+  says = []
+  ends = rng.choice((('.',), ('\n',), ('.', '\n')))
+  left = min(rng.randint(0, 12), rng.randint(0, 12)) if wish else rng.randint(1, 12)
+  if 'named' in wish and not world.stated:
+    says += [*fact(world), Segment(rng.choice(ends))]
+  while left > 0:
+    conclude = bool(world.reached) and not world.concluded
+    kinds, weights = zip(
+        (fact, 4 if world.reached else 12), (state, 0 if conclude else 8), (judgement, 3), (attention, 3),
+        (sum_of_two, 3), (made_of, 4), (conclusion, 40 if conclude else 1), (new_target, 6 if world.stated else 0),
+        (glossary, 3),
+    )
+    statement = rng.choices(kinds, weights)[0](world)
+    if statement:
+      says += [*statement, Segment(rng.choice(ends))]
+      left -= 1
+  if wish:
+    answer, kind = WISHES[wish](world)
+    says += [Segment(' ####', 'result' if world.concluded else ''), *written(answer, kind)]
+  return user, says
