@@ -104,7 +104,9 @@ class Experiment:
     results = []
     for row, (task, example) in enumerate(zip(tasks, examples)):
       state = jax.tree.map(lambda x, row=row: x[row], states)
-      text = self.tokenizer.decode(tokens[row, length:end[row]]) if task.reads_text else ''
+      text = ''
+      if task.reads_text:  # without the end-of-sequence token
+        text = self.tokenizer.decode(tokens[row, length : end[row] - finished[row]])
       outcome = task.outcome(example.instance, state, text, bool(finished[row]))
       free = language[row][actions[row] >= 0]
       calls, returns = int(np.sum(free[:-1] & ~free[1:])), int(np.sum(~free[:-1] & free[1:]))
