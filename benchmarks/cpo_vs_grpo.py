@@ -12,18 +12,15 @@ Started again it goes on: cells that are done are skipped, others resumed. Ctrl-
 `--config` and `--config.<field>` are those of `python -m earl_jax.train`.
 """
 
-from concurrent import futures
 import itertools
-import json
 import os
 import pathlib
 import platform
-import queue
-import subprocess
 import sys
 from typing import NamedTuple
 
 from absl import flags
+import grid  # beside this file
 from ml_collections import config_flags
 import numpy as np
 
@@ -50,9 +47,10 @@ class Cell(NamedTuple):
   entropy: float
   seed: int
 
-  def workdir(self, out: pathlib.Path) -> pathlib.Path:
+  @property
+  def name(self) -> str:
     method = '_'.join(self.method.split(' (')[0].lower().split())
-    return out / f'{method}-entropy_{self.entropy:g}-seed_{self.seed}'
+    return f'{method}-entropy_{self.entropy:g}-seed_{self.seed}'
 
   def arguments(self) -> list[str]:
     """Flags of `earl_jax.train`; they come last, so that they win."""
@@ -62,87 +60,27 @@ class Cell(NamedTuple):
     return [f'--config.{name}={value}' for name, value in fields.items()]
 
 
-def results_of(workdir: pathlib.Path, family: str, size: str, steps: int) -> dict | None:
-  """The final greedy evaluation of a finished cell; None if it has not done all its steps."""
-  path = workdir / 'evaluation.json'
-  result = json.loads(path.read_text()).get(family, {}).get(size) if path.is_file() else None
-  return result if result and result['step'] == steps else None
-
-
-def train(cell: Cell, out: pathlib.Path, shared: list[str], slots: queue.SimpleQueue, devices: int | None) -> int:
-  """Trains one cell in a process of its own, on the devices of a free slot, and gives its exit status."""
-  slot = slots.get()
-  environment = dict(os.environ)
-  if devices:
-    environment['XLA_FLAGS'] = (
-        f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false'
-    )
-    environment['CUDA_VISIBLE_DEVICES'] = ','.join(str(slot * devices + i) for i in range(devices))
-  workdir = cell.workdir(out)
-  path = out / f'{workdir.name}.log'
-  command = [sys.executable, '-m', 'earl_jax.train', f'--workdir={workdir}', *shared, *cell.arguments()]
-  print(f'{workdir.name} ...', flush=True)
-  try:
-    with path.open('a') as log:
-      status = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
-  finally:
-    slots.put(slot)
-  print(f'{workdir.name} {"done" if status == 0 else f"failed, see {path}"}', flush=True)
-  return status
-
-
-def train_all(cells: list[Cell], out: pathlib.Path, shared: list[str], jobs: int, devices: int | None) -> None:
-  """Trains `jobs` cells at a time.
-
-  Raises:
-    UserError: cells failed; all others were trained.
-  """
-  slots = queue.SimpleQueue()
-  for slot in range(jobs):
-    slots.put(slot)
-  with futures.ThreadPoolExecutor(jobs) as pool:
-    try:
-      statuses = list(pool.map(lambda cell: train(cell, out, shared, slots, devices), cells))
-    except KeyboardInterrupt:
-      pool.shutdown(cancel_futures=True)
-      raise UserError('interrupted; the same command goes on from here') from None
-  failed = [cell.workdir(out).name for cell, status in zip(cells, statuses) if status]
-  if failed:
-    raise UserError(f'{len(failed)} cells failed: {", ".join(failed)}; see their .log files in {out}')
-
-
 def first_reached(run: pictures.Run, task: str) -> float:
   """Rollouts until the first greedy evaluation with at least `THRESHOLD` exact match; NaN if there is none."""
   reached = run.rollouts[run.values(f'eval/{task}/exact') >= THRESHOLD]
   return float(reached[0]) if len(reached) else np.nan
 
 
-def spread(values: list[float], form: str) -> str:
-  """Mean and range; how many there are, if some are missing."""
-  known = [value for value in values if np.isfinite(value)]
-  if not known:
-    return f'none of {len(values)}'
-  text = form.format(np.mean(known))
-  if max(known) > min(known):
-    text += f' ({form.format(min(known))} - {form.format(max(known))})'
-  return text if len(known) == len(values) else f'{text}, {len(known)} of {len(values)}'
-
-
 def table(groups: dict[tuple[str, float], list[tuple[pictures.Run, dict]]], task: str) -> str:
   """Markdown: a row per method and entropy."""
   names = ('method', 'entropy', 'exact match', 'certified', f'rollouts to {THRESHOLD:.0%}', 'decoded tokens', 'minutes',
            'seeds')
-  rows = [names, ['---'] * len(names)]
+  rows = [names]
   for (method, entropy), members in groups.items():
     runs, results = zip(*members)
     rows.append([
-        method, f'{entropy:g}', spread([r['exact_match'] for r in results], '{:.1%}'),
-        spread([r.get('certified', np.nan) for r in results], '{:.1%}'),
-        spread([first_reached(run, task) for run in runs], '{:,.0f}'),
-        spread([run.values('tokens').sum() for run in runs], '{:,.0f}'),
-        spread([run.values('seconds').sum() / 60 for run in runs], '{:.1f}'), str(len(runs)),
+        method, f'{entropy:g}', grid.spread([r['exact_match'] for r in results], '{:.1%}'),
+        grid.spread([r.get('certified', np.nan) for r in results], '{:.1%}'),
+        grid.spread([first_reached(run, task) for run in runs], '{:,.0f}'),
+        grid.spread([run.values('tokens').sum() for run in runs], '{:,.0f}'),
+        grid.spread([run.values('seconds').sum() / 60 for run in runs], '{:.1f}'), str(len(runs)),
     ])
-  return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+  return grid.markdown(rows)
 
 
 def draw(groups: dict[tuple[str, float], list[tuple[pictures.Run, dict]]], task: str, path: pathlib.Path) -> None:
@@ -172,40 +110,31 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
       'config', str(CONFIG), 'Config file, as for `earl_jax.train`.', flag_values=values,
       sys_argv=argv,
   )
-  flags.DEFINE_string('out', 'runs/cpo_vs_grpo', 'Folder of all cells and of the results.', flag_values=values)
-  flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every cell.', flag_values=values)
-  flags.DEFINE_integer('jobs', 1, 'Cells trained at a time.', 1, flag_values=values)
-  flags.DEFINE_integer(
-      'devices_per_job', None, 'Devices of one cell (CPU cores, or GPUs of its own); all there are by default.', 1,
-      flag_values=values,
-  )
+  grid.define_flags(values, 'runs/cpo_vs_grpo')
 
 
 def main(values: flags.FlagValues) -> None:
-  shared = [argument for argument in sys.argv[1:] if argument.lstrip('-').startswith('config')]
-  if any('=' not in argument for argument in shared):
-    raise UserError(f'{shared}: write --config flags as --name=value, so that they can be handed on')
+  shared = grid.config_arguments()
   if not any(argument.lstrip('-').startswith('config=') for argument in shared):
     shared.insert(0, f'--config={CONFIG}')
-  if not all(seed.isdecimal() for seed in values.seeds):
-    raise UserError(f'--seeds={",".join(values.seeds)}: give whole numbers, such as 0,1,2')
+  seeds = grid.seeds(values)
   config = config_lib.parse(values.config)
   out = pathlib.Path(values.out)
   out.mkdir(parents=True, exist_ok=True)
   name, options, _ = config.curriculum[-1].tasks[-1]
   task = make_task(name, **options).label
-  size = task.removeprefix(name) or 'all'
   entropies = dict.fromkeys((0.0, config.algorithm.entropy))
   # Seed by seed, so that an unfinished grid can be compared already.
-  cells = [Cell(m, e, int(s)) for s, e, m in itertools.product(dict.fromkeys(values.seeds), entropies, METHODS)]
+  cells = [Cell(m, e, s) for s, e, m in itertools.product(seeds, entropies, METHODS)]
 
-  finished = lambda cell: results_of(cell.workdir(out), name, size, config.steps)  # noqa: E731
-  train_all([cell for cell in cells if not finished(cell)], out, shared, values.jobs, values.devices_per_job)
+  finished = lambda cell: grid.final_results(out / cell.name, config.steps)  # noqa: E731
+  waiting = {cell.name: [*shared, *cell.arguments()] for cell in cells if not finished(cell)}
+  grid.train(waiting, out, values.jobs, values.devices_per_job)
 
   groups = {(method, entropy): [] for entropy in entropies for method in METHODS}
   for cell in cells:
     if result := finished(cell):
-      groups[cell.method, cell.entropy].append((pictures.read_run(cell.workdir(out)), result))
+      groups[cell.method, cell.entropy].append((pictures.read_run(out / cell.name), result[task]))
   groups = {key: members for key, members in groups.items() if members}
   if not groups:
     raise UserError(f'--out={out}: no finished cell to report; run the same command again')

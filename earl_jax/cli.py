@@ -31,9 +31,11 @@ def run(
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
   values = flags.FlagValues()
-  define_flags(values, argv)
-  flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
   try:
+    for argument in argv[1:]:  # first of all: a config file that is a flag's default is changed by them at once
+      _check_field(argument)
+    define_flags(values, argv)
+    flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
     if {'--help', '-help', '-h'} & set(argv[1:]):
       print(f'{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}')
       return 0
@@ -49,10 +51,8 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
   """Parses `argv` into `values`.
 
   Raises:
-    UserError: an unknown argument or field, a value of the wrong type, a config file that fails.
+    UserError: an unknown argument, a value of the wrong type, a config file that fails.
   """
-  for argument in argv[1:]:
-    _check_field(argument)
   try:
     rest = values(argv)[1:]
   except Exception as error:  # a config file is a program: it can raise anything

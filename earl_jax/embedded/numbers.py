@@ -44,13 +44,15 @@ class World:
 
   Attributes:
     stated: expressions of each number exactly once whose value has been stated, each with its value.
+    given: the one that reaches the target, as the user says, or nothing.
   """
 
   def __init__(self, rng: random.Random):
     self.rng = rng
     count = rng.choices((2, 3, 4), (0.15, 0.7, 0.15))[0]
-    self.numbers = [rng.randint(1, 9) for _ in range(count)]
-    self.stated = []
+    largest = rng.choice((9, 9, 9, 3))  # of small numbers an expression reaches the target often, by chance
+    self.numbers = [rng.randint(1, largest) for _ in range(count)]
+    self.stated, self.given = [], ''
     self.aim()
 
   def aim(self) -> None:
@@ -189,15 +191,9 @@ def conclusion(world: World) -> list[Segment] | None:
   return [*lead, *written(str(world.target), 'copy'), Segment(' is'), *written(world.reached, 'copy')]
 
 
-def new_target(world: World) -> list[Segment]:
-  """Another target, drawn afresh."""
-  world.aim()
-  return [Segment(world.rng.choice((' now the target is', ' the new target is'))), *written(str(world.target))]
-
-
 def glossary(world: World) -> list[Segment]:
   """What a word means, or an idiom."""
-  return [Segment(world.rng.choice(GLOSSARY))]
+  return [Segment(world.rng.choice(world.rng.choice((MEANINGS, IDIOMS, GLOSSARY))))]
 
 
 def listed(numbers: list[int]) -> str:
@@ -213,10 +209,12 @@ def known(world: World, lead: str = '') -> list[Segment]:
   return [*says, Segment('.')]
 
 
+ANY = ('an expression', 'any expression')
+REACHING = 'the expression that reaches the target'  # asked for only where the user has given it among the facts
 # What the user may want to read after `####`, and the answer with its kind.
 WISHES = {
-    'an expression': lambda world: (calculation.in_symbols(world.fresh()), 'number'),
-    'any expression': lambda world: (calculation.in_symbols(world.fresh()), 'number'),
+    REACHING: lambda world: (world.given, 'copy'),
+    **dict.fromkeys(ANY, lambda world: (calculation.in_symbols(world.fresh()), 'number')),
     'the expression that was named last': lambda world: (world.stated[-1][0], 'copy'),
     'the expression that was named first': lambda world: (world.stated[0][0], 'copy'),
     'the target': lambda world: (str(world.target), 'copy'),
@@ -226,13 +224,13 @@ WISHES = {
 }
 
 
-def user_message(world: World, wish: str) -> list[Segment]:
-  """The numbers and mostly the target, at times some facts, and what to give after `####`.
+def user_message(world: World) -> tuple[list[Segment], str]:
+  """The numbers and the target, at times some facts, and mostly a wish, which is given too: what to say after `####`.
 
   Facts that come first may be the reason for the target, not the other way round.
   """
   rng, numbers = world.rng, listed(world.numbers)
-  facts = rng.choice(('', '', 'first', 'then'))
+  facts = rng.choice(('', '', '', 'first', 'first', 'first', 'first', 'then'))
   says, lead = [], ''
   if facts == 'first':
     says, lead = known(world), ' '
@@ -245,30 +243,31 @@ def user_message(world: World, wish: str) -> list[Segment]:
       f'{lead}The numbers are {numbers}. The target is {world.target}.',
   ))))
   says += known(world, ' ') if facts == 'then' else []
-  return says + [Segment(f' Give {wish} after ####.')] * bool(wish)
+  wish = rng.choice((*WISHES, *ANY, *[REACHING] * 4)) if rng.random() < 0.75 else ''
+  world.given = world.reached
+  if wish == REACHING and not world.given:
+    wish = ''
+  return says + [Segment(f' Give {wish} after ####.')] * bool(wish), wish
 
 
 def document(rng: random.Random) -> tuple[list[Segment], list[Segment]]:
   """The user's message and the assistant's turn after the opening, as segments."""
   world = World(rng)
-  wish = rng.choice(list(WISHES)) if rng.random() < 0.7 else ''
-  user = user_message(world, wish)
+  user, wish = user_message(world)
   says = []
   ends = rng.choice((('.',), ('\n',), ('.', '\n')))
-  left = min(rng.randint(0, 12), rng.randint(0, 12)) if wish else rng.randint(1, 12)
   if 'named' in wish and not world.stated:
     says += [*fact(world), Segment(rng.choice(ends))]
-  while left > 0:
+  # While the target is missed there is more to say.
+  while not (says or wish) or rng.random() < (0.5 if world.concluded else 0.85):
     conclude = bool(world.reached) and not world.concluded
     kinds, weights = zip(
         (fact, 4 if world.reached else 12), (state, 0 if conclude else 8), (judgement, 3), (attention, 3),
-        (sum_of_two, 3), (made_of, 4), (conclusion, 40 if conclude else 1), (new_target, 6 if world.stated else 0),
-        (glossary, 3),
+        (sum_of_two, 3), (made_of, 4), (conclusion, 40 if conclude else 1), (glossary, 3),
     )
     statement = rng.choices(kinds, weights)[0](world)
     if statement:
       says += [*statement, Segment(rng.choice(ends))]
-      left -= 1
   if wish:
     answer, kind = WISHES[wish](world)
     says += [Segment(' ####', 'result' if world.concluded else ''), *written(answer, kind)]

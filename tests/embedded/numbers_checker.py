@@ -46,6 +46,7 @@ class Reader:
   """What a document has said so far.
 
   Attributes:
+    given: expressions that the user says reach the target.
     numbers, target: as the user says, the target as last said; None before.
     stated: [(expression, value, target at that time)] of all the numbers.
     drawn: expressions of all the numbers that were named without a value: attention, and what stands after ####.
@@ -67,6 +68,7 @@ class Reader:
       for fact in facts.split(', ') if facts else ():
         self.read(fact)
       self.target = int(target) if target else self.target
+    self.given = self.reaching
     assert 1 <= self.target <= 99 and self.wish in {*WISHES, None}
 
   @property
@@ -118,11 +120,6 @@ def _any(reader, expression):
   return reader.of_all(expression) and value(expression) >= 0
 
 
-def _aim(reader, target):
-  reader.target = int(target)
-  return 1 <= reader.target <= 99
-
-
 FORMS = [
     (rf'({EXPRESSION}?)((?: = {EXPRESSION}?)?) (?:=|is) ({NUMBER})', lambda r, e, s, v: _fact(r, e, s, v)),
     (rf'({NUMBER}) is ({NUMBER} [-+*/] {NUMBER})', lambda r, v, e: value(e) == int(v) and not r.of_all(e)),
@@ -135,9 +132,9 @@ FORMS = [
     (rf'missed is ({NUMBER})', lambda r, v: not r.reaching and int(v) == r.target),
     (rf'the expression that reaches ({NUMBER}) is ({EXPRESSION})', lambda r, v, e: (
         int(v) == r.target and [e] == r.reaching[-1:])),
-    (rf'(?:now the|the new) target is ({NUMBER})', _aim),
 ]
 WISHES = {
+    'the expression that reaches the target': lambda r, says: says in r.given,
     'an expression': _any, 'any expression': _any,
     'the expression that was named last': lambda r, says: says == r.stated[-1][0],
     'the expression that was named first': lambda r, says: says == r.stated[0][0],

@@ -44,9 +44,9 @@ def test_every_form_occurs(documents, readers):
   assert {reader.wish for reader in readers} == {*checker.WISHES, None}
 
 
-def test_no_document_asks_for_what_reaches_the_target(documents):
+def test_no_document_asks_what_a_task_does(documents):
   for user, _ in documents:
-    assert 'Give the expression after' not in user and not re.search(r'What is|How often', user)
+    assert not re.search(r'Give the expression after|What is|How often', user)
 
 
 def test_no_call_of_the_calculator(documents):
@@ -90,6 +90,7 @@ PAIR = 'The numbers are 4 and 2. The target is 6.'
     (OPEN, ' four plus three is eight.'), (OPEN, ' try 3 * (4 - 1) = 9.'), (OPEN, ' so add all numbers.'),
     (OPEN, ' 3 + 4 - 1 - 1 = 5.'), (PAIR, ' 6 is 4 + 2.'), (PAIR, ' four plus two is six.'),
     ('Use 3, 4 and 1, each exactly once, to reach 9. Give the expression after ####.', ' #### 3 * (4 - 1)'),
+    (OPEN + ' Give the expression that reaches the target after ####.', ' 3 * (4 - 1) = 9. #### 3 * (4 - 1)'),
 ])
 def test_checker_sees_what_is_wrong(user, says):
   with pytest.raises(AssertionError):
@@ -100,7 +101,7 @@ def test_checker_sees_what_is_wrong(user, says):
 @pytest.mark.parametrize('user, says', [
     (USER, ' reached is the target by 3 * 4 - 1. consider 3 * 4 - 1. #### 11'),
     (OPEN, ' missed is 9. 3 * (4 - 1) = 3 * 3 = 9. 9 is the target. the expression that reaches 9 is 3 * (4 - 1).'),
-    (OPEN, ' 11 is 2 more than 9\n consider 4 / 1 - 3\n four plus three is seven\n 9 is 8 + 1\n now the target is 4\n'),
+    (OPEN, ' 11 is 2 more than 9\n consider 4 / 1 - 3\n four plus three is seven\n 9 is 8 + 1\n'),
     (PAIR, ' 4 + 2 = 6. reached is the target by 4 + 2.'),
 ])
 def test_checker_accepts_what_is_right(user, says):

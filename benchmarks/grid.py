@@ -1,0 +1,119 @@
+"""Training many cells of a grid, each in a process of its own: resumable, several at a time. Used by the benchmarks."""
+
+from concurrent import futures
+import json
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+
+from absl import flags
+import numpy as np
+from tqdm import tqdm
+
+from earl_jax.config import UserError
+
+
+def define_flags(values: flags.FlagValues, out: str) -> None:
+  """The flags all grids have; `out` is the default folder."""
+  flags.DEFINE_string('out', out, 'Folder of all cells and of the results.', flag_values=values)
+  flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every cell.', flag_values=values)
+  flags.DEFINE_integer('jobs', 1, 'Cells trained at a time.', 1, flag_values=values)
+  flags.DEFINE_integer(
+      'devices_per_job', None, 'Devices of one cell (CPU cores, or GPUs of its own); all there are by default.', 1,
+      flag_values=values,
+  )
+
+
+def seeds(values: flags.FlagValues) -> list[int]:
+  """Raises UserError where they are no numbers."""
+  if not values.seeds or not all(seed.isdecimal() for seed in values.seeds):
+    raise UserError(f'--seeds={",".join(values.seeds)}: give whole numbers, such as 0,1,2')
+  return list(dict.fromkeys(map(int, values.seeds)))
+
+
+def config_arguments() -> list[str]:
+  """The `--config…` arguments of this process, which every cell is given too.
+
+  Raises:
+    UserError: one is not written as --name=value.
+  """
+  shared = [argument for argument in sys.argv[1:] if argument.lstrip('-').startswith('config')]
+  if any('=' not in argument for argument in shared):
+    raise UserError(f'{shared}: write --config flags as --name=value, so that they can be handed on')
+  return shared
+
+
+def final_results(workdir: pathlib.Path, steps: int) -> dict[str, dict] | None:
+  """Task label -> final greedy evaluation of a finished cell; None if it has not done all its steps."""
+  path = workdir / 'evaluation.json'
+  if not path.is_file():
+    return None
+  nested = json.loads(path.read_text())
+  results = {
+      name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
+  }
+  return results if all(result['step'] == steps for result in results.values()) else None
+
+
+def train(cells: dict[str, list[str]], out: pathlib.Path, jobs: int, devices: int | None) -> None:
+  """Trains `jobs` cells at a time. Ctrl-C lets the running ones save first.
+
+  Args:
+    cells: name -> arguments of `earl_jax.train`. A cell's workdir is `out`/name, its output `out`/name.log.
+    devices: of one cell; None = all there are.
+
+  Raises:
+    UserError: cells failed; all others were trained.
+  """
+  slots = queue.SimpleQueue()
+  for slot in range(jobs):
+    slots.put(slot)
+  bar = tqdm(total=len(cells), unit='cell', disable=not cells)
+
+  def run(name: str) -> int:
+    slot = slots.get()
+    environment = dict(os.environ)
+    if devices:
+      environment['XLA_FLAGS'] = (
+          f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false'
+      )
+      environment['CUDA_VISIBLE_DEVICES'] = ','.join(str(slot * devices + i) for i in range(devices))
+    path = out / f'{name}.log'
+    command = [sys.executable, '-m', 'earl_jax.train', f'--workdir={out / name}', *cells[name]]
+    bar.write(f'{name} ...')
+    try:
+      with path.open('a') as log:
+        status = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+    finally:
+      slots.put(slot)
+    bar.write(f'{name} {"done" if status == 0 else f"failed, see {path}"}')
+    bar.update()
+    return status
+
+  with bar, futures.ThreadPoolExecutor(jobs) as pool:
+    try:
+      statuses = list(pool.map(run, cells))
+    except KeyboardInterrupt:
+      pool.shutdown(cancel_futures=True)
+      raise UserError('interrupted; the same command goes on from here') from None
+  failed = [name for name, status in zip(cells, statuses) if status]
+  if failed:
+    raise UserError(f'{len(failed)} cells failed: {", ".join(failed)}; see their .log files in {out}')
+
+
+def spread(values: list[float], form: str) -> str:
+  """Mean and range; how many there are, if some are missing."""
+  known = [value for value in values if np.isfinite(value)]
+  if not known:
+    return f'none of {len(values)}'
+  text = form.format(np.mean(known))
+  if max(known) > min(known):
+    text += f' ({form.format(min(known))} - {form.format(max(known))})'
+  return text if len(known) == len(values) else f'{text}, {len(known)} of {len(values)}'
+
+
+def markdown(rows: list[list[str]]) -> str:
+  """A table whose first row is its head."""
+  return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [rows[0], ['---'] * len(rows[0]), *rows[1:]])

@@ -1,0 +1,51 @@
+"""The paper's comparison in the small: EARL and three baselines that call the same environments by text.
+
+  python -m earl_jax.train --config=configs/embedded.py:countdown3,earl --workdir=runs/countdown3-earl
+
+TASK,METHOD after the colon: a task sort4, countdown3 or calc_bench, a method earl, prompt_cpo, prompt_grpo or sft_grpo.
+All start from the embedded base model, see the same problems and have the same number of rollouts and slots; sft_grpo
+makes its first `SFT_STEPS` steps on demonstrations instead. benchmarks/compare.py runs them all.
+"""
+
+import pathlib
+import runpy
+
+from earl_jax import config as config_lib
+from earl_jax.config import UserError
+
+SFT_STEPS = 20
+HERE = pathlib.Path(__file__).parent  # by path, so that the others are found from any folder
+
+
+def _sort4():
+  config = runpy.run_path(str(HERE / 'sort4.py'))['get_config']()
+  config.rollout.response_length = 224  # a call through tags is twice as long
+  return config
+
+
+def _countdown3():
+  return runpy.run_path(str(HERE / 'countdown3.py'))['get_config']()
+
+
+def _calc_bench():
+  """The mixture of the published Calc-Bench but for GSM8K, whose stories the base model cannot read."""
+  config = _countdown3()
+  config.curriculum = (
+      config_lib.stage(
+          ('arithmetic', {'digits': 1, 'operators': 2, 'test_operators': 3}, 1.0),
+          ('countdown', {'numbers': 3, 'digits': 1}, 20.0),
+          ('count', {'digits': 4}, 1.0),
+      ),
+  )
+  config.rollout.prompt_length = 96
+  return config
+
+
+TASKS = {'sort4': _sort4, 'countdown3': _countdown3, 'calc_bench': _calc_bench}
+
+
+def get_config(argument='countdown3,earl'):
+  task, _, method = argument.partition(',')
+  if task not in TASKS:
+    raise UserError(f'--config=configs/embedded.py:{argument}: choose a task of {", ".join(TASKS)}')
+  return config_lib.apply_method(TASKS[task](), method or 'earl', SFT_STEPS)
