@@ -35,7 +35,7 @@ PROMPT, RESPONSE = 88, 40  # slots
 SLOTS = PROMPT + RESPONSE
 GROUP = 2
 MODEL = transformer.ModelConfig(
-    vocab_size=448, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    vocab_size=576, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=4,
 )
 

@@ -75,7 +75,7 @@ def test_demonstrations_are_the_optimal_tree(n):
 
 
 def test_a_stage_of_imitation_learns_and_ends_after_its_steps(model, tmp_path):
-  config = imitating(model, 'expanded', ('order', {'n': 2}, 1.0), steps=4, **{'algorithm.kl': 0.0})
+  config = imitating(model, 'expanded', ('order', {'n': 2}, 1.0), steps=4, **{'algorithm.kl': 0.0, 'optimizer.learning_rate': 3e-2})
   train.train(config, tmp_path)
   metrics = tiny.read_metrics(tmp_path)
   assert [line['stage'] for line in metrics] == [0, 0, 0, 1]

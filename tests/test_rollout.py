@@ -39,7 +39,7 @@ def test_greedy_rollout_token_for_token(seed):
     episode = core.play(values, offered, likeliest)
     core.assert_same_episode(trajectory, row, ids, episode)
     cut += not episode.finished and len(episode.response) < core.RESPONSE
-  assert cut >= 2, 'no row of the example ends with a write that does not fit'
+  assert cut, 'no row of the example ends with a write that does not fit'
 
 
 def test_likelihoods_of_a_sampled_rollout():
@@ -116,7 +116,7 @@ def assert_rows_equal(some, rows):
   exact = lambda t: t._replace(log_probs=None, route_scores=None)  # noqa: E731
   chex.assert_trees_all_equal(exact(some), exact(expected))
   for name in ('log_probs', 'route_scores'):
-    np.testing.assert_allclose(getattr(some, name), getattr(expected, name), atol=1e-5)
+    np.testing.assert_allclose(getattr(some, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('order', [[7, 2, 5, 0, 3, 6, 1, 4], [3, 3, 3, 3, 3, 3, 3, 0]], ids=['permuted', 'repeated'])

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax import rollout, update
+from earl_jax import policy, rollout, update
 from earl_jax.config import UserError
 from earl_jax.counterfactual import force
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import ItemEnvironment
-from earl_jax.interfaces import tagged
+from earl_jax.interfaces import expanded, tagged
 from earl_jax.masked import NEGATIVE
 from earl_jax.rollout import Prompts, Replay
 from earl_jax.tasks import expressions
@@ -24,17 +24,21 @@ NAMES = ('compare', 'swap', 'calculator')
 ROWS, PROMPT, SLOTS = 48, 4, 96
 VALUES = [3, -7, 12, 0]
 OFFERED = np.array([[True, True, True], [True, False, True]] * (ROWS // 2))
-PARAMS = {'model': core.params(1)['model']}
 TOKENIZER, VOCAB, EOS = StubTokenizer(), 200, 199
 
 
 @functools.cache
-def interface():
-  return tagged.TaggedInterface(VOCAB, [environments_base.find(name) for name in NAMES], TOKENIZER.encode)
+def interface(kind=tagged.TaggedInterface):
+  return kind(VOCAB, [environments_base.find(name) for name in NAMES], TOKENIZER.encode)
 
 
 @functools.cache
-def episodes(environment: int, key: int = 0):
+def params(kind):
+  return policy.init_params(core.params(1)['model'], interface(kind).space, kind.tied)
+
+
+@functools.cache
+def episodes(environment: int, key: int = 0, kind=tagged.TaggedInterface):
   """Rows that are made to open the tag of `environment` (from 0) at their first slot, and then go on freely."""
   prompts = Prompts(
       tokens=jnp.tile(jnp.arange(50, 50 + PROMPT), (ROWS, 1)),
@@ -44,10 +48,10 @@ def episodes(environment: int, key: int = 0):
       offered=jnp.asarray(OFFERED),
   )
   nothing = Replay(jnp.full((ROWS, SLOTS), -1, jnp.int32), jnp.zeros(ROWS, jnp.int32))
-  replay = force(nothing, interface().route(environment))
+  replay = force(nothing, interface(kind).route(environment))
   trajectory = rollout.rollout(
-      PARAMS, prompts, jnp.arange(ROWS), jax.random.key(key), replay, config=core.MODEL, interface=interface(),
-      eos=EOS, pad=0, group=1, slots=SLOTS,
+      params(kind), prompts, jnp.arange(ROWS), jax.random.key(key), replay, config=core.MODEL,
+      interface=interface(kind), eos=EOS, pad=0, group=1, slots=SLOTS,
   )
   return jax.tree.map(np.asarray, trajectory)
 
@@ -58,7 +62,7 @@ def text_of(trajectory, row):
 
 
 def test_there_is_no_head_of_its_own_and_no_legal_route():
-  assert interface().tied and set(PARAMS) == {'model'}
+  assert interface().tied and set(params(tagged.TaggedInterface)) == {'model'}
   for environment in range(3):
     trajectory = episodes(environment)
     assert not trajectory.legal[..., :3].any()
@@ -117,11 +121,12 @@ def test_the_tag_of_what_is_not_offered_is_text():
   assert not trajectory.language[offered, at].any() and trajectory.legal[offered, at].sum() == 4 * len(offered)
 
 
+@pytest.mark.parametrize('kind', [expanded.ExpandedInterface, tagged.TaggedInterface])
 @pytest.mark.parametrize('environment', range(3))
-def test_log_probs_while_decoding_are_those_of_the_update(environment):
-  trajectory = episodes(environment)
-  scores = jax.jit(functools.partial(update.score, model=core.MODEL, space=interface().space, prompt_length=PROMPT))(
-      PARAMS, trajectory=jax.tree.map(jnp.asarray, trajectory))
+def test_log_probs_while_decoding_are_those_of_the_update(environment, kind):
+  trajectory = episodes(environment, kind=kind)
+  score = functools.partial(update.score, model=core.MODEL, space=interface(kind).space, prompt_length=PROMPT)
+  scores = jax.jit(score)(params(kind), trajectory=jax.tree.map(jnp.asarray, trajectory))
   np.testing.assert_allclose(scores.log_probs, trajectory.log_probs, atol=1e-5)
   inside = (trajectory.actions >= 0) & ~trajectory.language
   assert inside.sum() > ROWS / 2 and np.abs(trajectory.log_probs[inside]).max() > 0.5
