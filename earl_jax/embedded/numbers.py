@@ -129,7 +129,7 @@ def sum_of_two(world: World) -> list[Segment] | None:
   if rng.random() < 0.2:
     result = calculation.in_words(value_of(text))
     return [Segment(f' {calculation.in_sentence(tree)} is'), Segment(f' {result}', 'sum')]
-  return [*written(text), Segment(' ='), *written(str(value_of(text)), 'sum')]
+  return [Segment(' in general'), *written(text), Segment(' ='), *written(str(value_of(text)), 'sum')]
 
 
 def made_of(world: World) -> list[Segment] | None:
@@ -209,12 +209,10 @@ def known(world: World, lead: str = '') -> list[Segment]:
   return [*says, Segment('.')]
 
 
-ANY = ('an expression', 'any expression')
-REACHING = 'the expression that reaches the target'  # asked for only where the user has given it among the facts
+REACHING = 'the expression that reaches the target'
 # What the user may want to read after `####`, and the answer with its kind.
 WISHES = {
     REACHING: lambda world: (world.given, 'copy'),
-    **dict.fromkeys(ANY, lambda world: (calculation.in_symbols(world.fresh()), 'number')),
     'the expression that was named last': lambda world: (world.stated[-1][0], 'copy'),
     'the expression that was named first': lambda world: (world.stated[0][0], 'copy'),
     'the target': lambda world: (str(world.target), 'copy'),
@@ -243,32 +241,37 @@ def user_message(world: World) -> tuple[list[Segment], str]:
       f'{lead}The numbers are {numbers}. The target is {world.target}.',
   ))))
   says += known(world, ' ') if facts == 'then' else []
-  wish = rng.choice((*WISHES, *ANY, *[REACHING] * 4)) if rng.random() < 0.75 else ''
+  wish = rng.choice((*WISHES, *[REACHING] * 6)) if rng.random() < 0.8 else ''
   world.given = world.reached
-  if wish == REACHING and not world.given:
-    wish = ''
   return says + [Segment(f' Give {wish} after ####.')] * bool(wish), wish
 
 
 def document(rng: random.Random) -> tuple[list[Segment], list[Segment]]:
-  """The user's message and the assistant's turn after the opening, as segments."""
+  """The user's message and the assistant's turn after the opening, as segments.
+
+  What reaches the target stands after `####` only where the user has given it; if nobody has, the document ends without
+  an answer, and before an expression that happens to be it.
+  """
   world = World(rng)
   user, wish = user_message(world)
   says = []
   ends = rng.choice((('.',), ('\n',), ('.', '\n')))
   if 'named' in wish and not world.stated:
     says += [*fact(world), Segment(rng.choice(ends))]
-  # While the target is missed there is more to say.
-  while not (says or wish) or rng.random() < (0.5 if world.concluded else 0.85):
+  unknown = wish == REACHING and not world.given
+  # While what is asked for is unknown there is more to say.
+  while not says and (unknown or not wish) or rng.random() < (0.5 if world.concluded else 0.95 if unknown else 0.85):
     conclude = bool(world.reached) and not world.concluded
     kinds, weights = zip(
         (fact, 4 if world.reached else 12), (state, 0 if conclude else 8), (judgement, 3), (attention, 3),
         (sum_of_two, 3), (made_of, 4), (conclusion, 40 if conclude else 1), (glossary, 3),
     )
     statement = rng.choices(kinds, weights)[0](world)
+    if unknown and world.reached:
+      break
     if statement:
       says += [*statement, Segment(rng.choice(ends))]
-  if wish:
+  if wish and not unknown:
     answer, kind = WISHES[wish](world)
     says += [Segment(' ####', 'result' if world.concluded else ''), *written(answer, kind)]
   return user, says

@@ -49,7 +49,7 @@ class Reader:
     given: expressions that the user says reach the target.
     numbers, target: as the user says, the target as last said; None before.
     stated: [(expression, value, target at that time)] of all the numbers.
-    drawn: expressions of all the numbers that were named without a value: attention, and what stands after ####.
+    drawn: expressions of all the numbers that attention was drawn to.
   """
 
   def __init__(self, user):
@@ -112,16 +112,14 @@ def _differs(reader, last, amount, word, target):
 
 
 def _attended(reader, expression):
-  return expression == reader.reaching[-1] if reader.reaching else _any(reader, expression)
-
-
-def _any(reader, expression):
+  if reader.reaching:
+    return expression == reader.reaching[-1]
   reader.drawn.append((expression, reader.target))
   return reader.of_all(expression) and value(expression) >= 0
 
 
 FORMS = [
-    (rf'({EXPRESSION}?)((?: = {EXPRESSION}?)?) (?:=|is) ({NUMBER})', lambda r, e, s, v: _fact(r, e, s, v)),
+    (rf'(?:in general )?({EXPRESSION}?)((?: = {EXPRESSION}?)?) (?:=|is) ({NUMBER})', lambda r, e, s, v: _fact(r, e, s, v)),
     (rf'({NUMBER}) is ({NUMBER} [-+*/] {NUMBER})', lambda r, v, e: value(e) == int(v) and not r.of_all(e)),
     (rf'({"|".join(WORD)}) (plus|minus|times|divided by) ({"|".join(WORD)}) is (.*)', _words),
     (rf'({NUMBER}) is the target', lambda r, v: int(v) == r.target == r.stated[-1][1]),
@@ -133,9 +131,9 @@ FORMS = [
     (rf'the expression that reaches ({NUMBER}) is ({EXPRESSION})', lambda r, v, e: (
         int(v) == r.target and [e] == r.reaching[-1:])),
 ]
+REACHING = 'the expression that reaches the target'
 WISHES = {
-    'the expression that reaches the target': lambda r, says: says in r.given,
-    'an expression': _any, 'any expression': _any,
+    REACHING: lambda r, says: says in r.given,
     'the expression that was named last': lambda r, says: says == r.stated[-1][0],
     'the expression that was named first': lambda r, says: says == r.stated[0][0],
     'the target': lambda r, says: says == str(r.target),
@@ -149,11 +147,13 @@ def check(user, assistant):
   """Reads a whole document; raises where it says what it may not. Gives the Reader at its end."""
   reader = Reader(user)
   text, marked, answer = assistant.partition(' ####')
-  assert bool(marked) == bool(reader.wish), 'what is asked for stands after ####, and nothing else does'
+  unknown = reader.wish == REACHING and not reader.given
+  assert bool(marked) == bool(reader.wish and not unknown), 'after #### stands what is asked for and known'
   assert not text or re.search(r'[.\n]$', text), f'does not end: {assistant!r}'
   for says in re.split(r'[.\n]', text)[:-1]:
     assert says.startswith(' '), f'no leading space: {says!r}'
     reader.read(says[1:])
+  assert not unknown or not reader.reaching, 'finds what is asked for'
   if marked:
     assert answer.startswith(' ')
     assert WISHES[reader.wish](reader, answer[1:]), f'not what was asked for: {answer!r}'
