@@ -11,7 +11,10 @@ from earl_jax.experiment import set_up
 from earl_jax.tasks.sorting import Order, Sort
 from tests.runs import tiny
 
-TASKS = (('sort', {'n': 3}, 1.0), ('sort', {'n': 4}, 1.0), ('order', {'n': 3}, 1.0), ('compare', {'n': 3}, 1.0))
+TASKS = (
+    ('sort', {'n': 3}, 1.0), ('sort', {'n': 4}, 1.0), ('order', {'n': 3}, 1.0), ('compare', {'n': 3}, 1.0),
+    ('arithmetic', {'digits': 1, 'operators': 2}, 1.0), ('countdown', {'numbers': 3, 'digits': 1}, 1.0),
+)
 
 
 @pytest.fixture(scope='module')
@@ -27,8 +30,10 @@ def imitating(model, interface, *tasks, **changes):
 @pytest.fixture(scope='module', params=['expanded', 'tagged'])
 def demonstrated(request, model):
   """(experiment, tasks, examples, experience) of a batch of demonstrations."""
-  experiment, params = set_up(imitating(model, request.param, *TASKS))
-  experience = collect.collect(experiment, params, 0, 0, Interventions.initial(2))
+  changes = {'rollout.prompts': 16, 'rollout.prompt_length': 160}
+  experiment, params = set_up(imitating(model, request.param, *TASKS, **changes))
+  experience = collect.collect(experiment, params, 0, 0, Interventions.initial(3))
+  assert {task.label for task, _ in experiment.stages[0]} == {task.label for task in collect.draw(experiment, 0, 0)[0]}
   return experiment, *collect.draw(experiment, 0, 0), jax.tree.map(np.asarray, experience)
 
 
@@ -55,7 +60,7 @@ def test_demonstrations_of_one_problem_differ(demonstrated):
   experiment, tasks, _, experience = demonstrated
   actions = np.asarray(experience.trajectory.actions).reshape(len(tasks), experiment.config.rollout.group, -1)
   for task, rows in zip(tasks, actions):
-    assert len(np.unique(rows, axis=0)) > 1 or task.name == 'order'
+    assert len(np.unique(rows, axis=0)) > 1 or task.name in ('order', 'arithmetic', 'countdown')
 
 
 def test_what_is_demonstrated_is_legal(demonstrated):
@@ -75,7 +80,8 @@ def test_demonstrations_are_the_optimal_tree(n):
 
 
 def test_a_stage_of_imitation_learns_and_ends_after_its_steps(model, tmp_path):
-  config = imitating(model, 'expanded', ('order', {'n': 2}, 1.0), steps=4, **{'algorithm.kl': 0.0, 'optimizer.learning_rate': 3e-2})
+  changes = {'steps': 4, 'algorithm.kl': 0.0, 'optimizer.learning_rate': 3e-2}
+  config = imitating(model, 'expanded', ('order', {'n': 2}, 1.0), **changes)
   train.train(config, tmp_path)
   metrics = tiny.read_metrics(tmp_path)
   assert [line['stage'] for line in metrics] == [0, 0, 0, 1]

@@ -119,7 +119,7 @@ def _attended(reader, expression):
 
 
 FORMS = [
-    (rf'(?:in general )?({EXPRESSION}?)((?: = {EXPRESSION}?)?) (?:=|is) ({NUMBER})', lambda r, e, s, v: _fact(r, e, s, v)),
+    (rf'(?:in general )?({EXPRESSION}?)((?: = {EXPRESSION}?)?) (?:=|is) ({NUMBER})', _fact),
     (rf'({NUMBER}) is ({NUMBER} [-+*/] {NUMBER})', lambda r, v, e: value(e) == int(v) and not r.of_all(e)),
     (rf'({"|".join(WORD)}) (plus|minus|times|divided by) ({"|".join(WORD)}) is (.*)', _words),
     (rf'({NUMBER}) is the target', lambda r, v: int(v) == r.target == r.stated[-1][1]),

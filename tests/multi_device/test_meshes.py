@@ -58,10 +58,10 @@ def test_the_example_has_calls_rewrites_and_gradients(results):
 
 
 def test_parameters_are_sharded_by_the_rules(results):
-  """Shapes on one device of (2, 2, 2), halved over fsdp and tensor: 16 hidden, 448 rows, 4 heads of 4, 2 for keys."""
+  """Shapes on one device of (2, 2, 2), halved over fsdp and tensor: 16 hidden, 576 rows, 4 heads of 4, 2 for keys."""
   shards = results['2x2x2'][1]['shards']
   layers = "['model']['layers']"
-  assert shards["['model']['embedding']"] == [224, 8]
+  assert shards["['model']['embedding']"] == [288, 8]
   assert shards["['expanded_head']"] == [15, 8]
   assert shards[f"{layers}['q']['kernel']"] == [2, 8, 2, 4]
   assert shards[f"{layers}['q']['bias']"] == [2, 2, 4]
@@ -70,7 +70,7 @@ def test_parameters_are_sharded_by_the_rules(results):
   assert shards[f"{layers}['gate']['kernel']"] == shards[f"{layers}['up']['kernel']"] == [2, 8, 16]
   assert shards[f"{layers}['down']['kernel']"] == [2, 16, 8]
   assert shards[f"{layers}['mlp_norm']['scale']"] == [2, 16]
-  assert results['1x4x2'][1]['shards']["['model']['embedding']"] == [224, 4]
+  assert results['1x4x2'][1]['shards']["['model']['embedding']"] == [288, 4]
 
 
 @pytest.mark.parametrize('mesh', MESHES)
