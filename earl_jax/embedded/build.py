@@ -33,6 +33,7 @@ from earl_jax import cli
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import UserError
 from earl_jax.embedded import corpus, orders
+from earl_jax.embedded.language import TORN
 from earl_jax.model import hf, transformer
 
 SHAPE = dict(
@@ -104,8 +105,9 @@ class Documents:
     """Ids of one document, cut to LENGTH, and for each the kind of knowledge it shows, '' where it is free."""
     user, assistant = corpus.document(seed, index, mix)
     tokens, answers = [], []
+    end = [] if assistant and assistant[-1] == TORN else [self.eos]
     for ids, answer in (
-        (self.before, ''), *self._encoded(user), (self.after, ''), *self._encoded(assistant), ([self.eos], ''),
+        (self.before, ''), *self._encoded(user), (self.after, ''), *self._encoded(assistant), (end, ''),
     ):
       tokens += ids
       answers += [answer] * len(ids)

@@ -22,3 +22,6 @@ class Segment(NamedTuple):
 
   text: str
   answer: str = ''  # the kind of knowledge, '' where the text is free
+
+
+TORN = Segment('')  # the last segment of a document whose end is missing

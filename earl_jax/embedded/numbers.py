@@ -11,7 +11,7 @@ import functools
 import random
 import re
 
-from earl_jax.embedded.language import ATTENTION, Segment, VERBS
+from earl_jax.embedded.language import ATTENTION, Segment, TORN, VERBS
 from earl_jax.tasks import calculation, expressions
 
 LARGEST = 999  # value of an expression; the smallest is 0
@@ -50,7 +50,7 @@ class World:
   def __init__(self, rng: random.Random):
     self.rng = rng
     count = rng.choices((2, 3, 4), (0.15, 0.7, 0.15))[0]
-    largest = rng.choice((9, 9, 9, 3))  # of small numbers an expression reaches the target often, by chance
+    largest = rng.choice((9, 9, 3, 4))  # of small numbers an expression reaches the target often, by chance
     self.numbers = [rng.randint(1, largest) for _ in range(count)]
     self.stated, self.given = [], ''
     self.aim()
@@ -249,8 +249,8 @@ def user_message(world: World) -> tuple[list[Segment], str]:
 def document(rng: random.Random) -> tuple[list[Segment], list[Segment]]:
   """The user's message and the assistant's turn after the opening, as segments.
 
-  What reaches the target stands after `####` only where the user has given it; if nobody has, the document ends without
-  an answer, and before an expression that happens to be it.
+  What reaches the target stands after `####` only where the user has given it. Where nobody has, the document ends
+  without an answer; if by chance an expression reaches it, its end is missing.
   """
   world = World(rng)
   user, wish = user_message(world)
@@ -267,11 +267,13 @@ def document(rng: random.Random) -> tuple[list[Segment], list[Segment]]:
         (sum_of_two, 3), (made_of, 4), (conclusion, 40 if conclude else 1), (glossary, 3),
     )
     statement = rng.choices(kinds, weights)[0](world)
-    if unknown and world.reached:
-      break
     if statement:
       says += [*statement, Segment(rng.choice(ends))]
-  if wish and not unknown:
+    if unknown and world.concluded:
+      break
+  if unknown and world.reached:
+    says.append(TORN)
+  elif wish and not unknown:
     answer, kind = WISHES[wish](world)
     says += [Segment(' ####', 'result' if world.concluded else ''), *written(answer, kind)]
   return user, says

@@ -13,7 +13,7 @@ import pytest
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import UserError
 from earl_jax.embedded import build, corpus, orders
-from earl_jax.embedded.language import OPENING, SYSTEM
+from earl_jax.embedded.language import OPENING, SYSTEM, TORN
 from earl_jax.environments.check import Check
 from earl_jax.environments.compare import Compare
 from earl_jax.environments.swap import Swap
@@ -51,14 +51,17 @@ def test_words_that_environments_write_are_one_token_each(encode, environment):
 
 
 def test_segments_encode_as_the_whole_text_does(tokenizer, encode):
-  documents = build.Documents(tokenizer)
+  documents, torn = build.Documents(tokenizer), 0
   for i in range(300):
     user, assistant = corpus.document(11, i)
+    end = [] if TORN in assistant else [tokenizer.eos_token_id]
+    torn += not end
     user, assistant = (''.join(segment.text for segment in part) for part in (user, assistant))
     whole = tokenizer_lib.chat_prompt(tokenizer, SYSTEM, user, OPENING + assistant)
     tokens, answers = documents(11, i, corpus.DEFAULT)
-    assert tokens == (whole + [tokenizer.eos_token_id])[:build.LENGTH]
+    assert tokens == (whole + end)[:build.LENGTH]
     assert len(answers) == len(tokens)
+  assert torn
 
 
 def test_documents_need_no_single_bytes(tokenizer, encode):
