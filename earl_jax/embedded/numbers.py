@@ -18,18 +18,16 @@ LARGEST = 999  # value of an expression; the smallest is 0
 TARGETS = range(1, 100)
 # Said now and then: what the words mean. They name no numbers.
 MEANINGS = (
-    ' calculate an expression to see what it is',
     ' to calculate an expression is to find its value',
     ' what stands in parentheses comes first',
     ' times comes before plus',
     ' an expression is right when its value is the target',
     ' when the target is reached, nothing is left to do',
 )
-IDIOMS = (
-    ' calculate with care', ' calculate the costs', ' calculate in the head', ' calculate prices and costs',
-    ' calculate once more',
-)
-GLOSSARY = (*MEANINGS, *IDIOMS, *(f'{verb} an expression to see what it is' for verb in VERBS))
+# What one may do with any verb, and with the one that will later call an environment: it is a verb among others.
+CALCULATE = ' calculate'
+USES = (' an expression to see what it is', ' with care', ' once more', ' in the head')
+GLOSSARY = (*MEANINGS, *(f'{verb}{use}' for verb in (*VERBS, CALCULATE) for use in USES))
 
 
 @functools.lru_cache(1_000_000)
@@ -192,8 +190,10 @@ def conclusion(world: World) -> list[Segment] | None:
 
 
 def glossary(world: World) -> list[Segment]:
-  """What a word means, or an idiom."""
-  return [Segment(world.rng.choice(world.rng.choice((MEANINGS, IDIOMS, GLOSSARY))))]
+  """What a word means, or an idiom of a verb."""
+  rng = world.rng
+  idiom = f'{rng.choice((CALCULATE, rng.choice(VERBS)))}{rng.choice(USES)}'
+  return [Segment(rng.choice((rng.choice(MEANINGS), idiom, idiom)))]
 
 
 def listed(numbers: list[int]) -> str:

@@ -16,12 +16,13 @@ VERBS = (
 ATTENTION = (
     f'{VERBS}|look at|think of|point at|speak of|the talk is of|the matter is|of interest are|worth a thought are')
 # Word for word, so that a new one is looked at before it is trained on: what words mean, not what to do.
-GLOSSARY = {f'{verb} an expression to see what it is' for verb in VERBS.split('|')} | {
-    'calculate an expression to see what it is', 'to calculate an expression is to find its value',
+GLOSSARY = {
+    f'{verb} {use}' for verb in f'{VERBS}|calculate'.split('|')
+    for use in ('an expression to see what it is', 'with care', 'once more', 'in the head')
+} | {
+    'to calculate an expression is to find its value',
     'what stands in parentheses comes first', 'times comes before plus',
     'an expression is right when its value is the target', 'when the target is reached, nothing is left to do',
-    'calculate with care', 'calculate the costs', 'calculate in the head', 'calculate prices and costs',
-    'calculate once more',
 }
 ONES = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen '
         'seventeen eighteen nineteen').split()
