@@ -37,7 +37,7 @@ def _calc_bench():
           ('count', {'digits': 4}, 1.0),
       ),
   )
-  config.rollout.prompt_length = 96
+  config.rollout.prompt_length = 128
   return config
 
 
