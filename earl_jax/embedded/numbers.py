@@ -1,10 +1,11 @@
 """Plain language about numbers, from which the embedded base model learns to reckon a little.
 
-Each document is a chat about two to four numbers and often a target: the user names them, the assistant makes true
+Each document is a chat about two to four numbers and a target: the user names them, the assistant makes true
 statements. It holds what a pretrained language model knows: sums and products of small numbers, in digits and in words,
-how a number can be made of others, what an expression of each number exactly once is, whether its value is the target,
+how a number can be made of others, what an expression of each number exactly once is, whether a value is the target,
 and that what is asked for stands after `####`. It holds no call of a calculator and no search: expressions come at
-random, none is closer to the target than chance has it, and no document asks for the expression that reaches it.
+random, none is closer to the target than chance has it, what reaches the target is an answer only where the user has
+given it, and no document poses a problem that evaluation poses.
 """
 
 import functools
@@ -13,6 +14,7 @@ import re
 
 from earl_jax.embedded.language import ATTENTION, Segment, TORN, VERBS
 from earl_jax.tasks import calculation, expressions
+from earl_jax.tasks.base import split_of
 
 LARGEST = 999  # value of an expression; the smallest is 0
 TARGETS = range(1, 100)
@@ -37,6 +39,11 @@ def value_of(expression: str) -> int | None:
   return int(value) if value is not None and value.denominator == 1 and 0 <= value <= LARGEST else None
 
 
+def held_out(numbers: list[int], target: int) -> bool:
+  """Whether this is a problem of countdown's test split; pairs, whose targets are few, do not count."""
+  return len(numbers) > 2 and split_of(f'countdown {sorted(numbers)} {target}') == 'test'
+
+
 class World:
   """The numbers of one document, their target, and what has been said of them.
 
@@ -58,10 +65,11 @@ class World:
 
     Only ever after what was stated, so that no expression is named because it reaches the target.
     """
-    values = [value for _, value in self.stated if value in TARGETS]
-    self.target = self.rng.choice(values) if values and self.rng.random() < 0.7 else 0
-    while self.target not in TARGETS:
+    values, self.target = [value for _, value in self.stated], 0
+    while self.target not in TARGETS or held_out(self.numbers, self.target):
       self.target = value_of(calculation.in_symbols(self.draw(self.numbers)))
+      if values and self.rng.random() < 0.7:
+        self.target = self.rng.choice(values)
     self.concluded = False
     self.changed()
 

@@ -1,5 +1,6 @@
 """The corpus holds what numbers are like, not how a target is found: what it says is true, and it never searches."""
 
+import itertools
 import random
 import re
 
@@ -49,6 +50,19 @@ def test_every_form_occurs(documents, readers):
 def test_no_document_asks_what_a_task_does(documents):
   for user, *_ in documents:
     assert not re.search(r'Give the expression after|What is|How often', user)
+
+
+def test_no_document_poses_a_problem_of_the_test_split(readers):
+  task = calculation.Countdown(3, 1)
+  asked = {task._problem(0, 'test', index).key for index in range(3000)}
+  posed = {f'{reader.numbers} {reader.target}' for reader in readers if len(reader.numbers) == 3}
+  assert len(asked) > 100 and len(posed) > 500 and not asked & posed
+
+
+def test_no_numbers_are_without_a_target():
+  for three in itertools.combinations_with_replacement(range(1, 10), 3):
+    targets = {sum(three), *(a * b + c for a, b, c in itertools.permutations(three))}
+    assert any(not numbers.held_out(list(three), target) for target in targets)
 
 
 def test_no_call_of_the_calculator(documents):
