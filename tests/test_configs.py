@@ -18,26 +18,29 @@ NAMES = sorted(path.stem for path in (tiny.ROOT / 'configs').glob('*.py'))
 EMBEDDED_NAMES = [name for name in NAMES if name != 'published']
 
 
-def published(task, method, gsm8k=''):
-  module = importlib.import_module('configs.published')
-  return config_lib.parse(module.get_config(f'{task},{method},{gsm8k}'))
+def compared(name, *argument):
+  return config_lib.parse(importlib.import_module(f'configs.{name}').get_config(','.join(map(str, argument))))
 
 
-@pytest.mark.parametrize('task', ['sort', 'countdown', 'calc_bench', 'arithmetic'])
-def test_published_methods_differ_in_nothing_else(task):
-  earl, *others = (published(task, method) for method in config_lib.METHODS)
+@pytest.mark.parametrize('name, task', [
+    *(('published', task) for task in ('sort', 'countdown', 'calc_bench', 'arithmetic')),
+    *(('embedded', task) for task in ('sort4', 'countdown3', 'calc_bench')),
+])
+def test_methods_differ_in_nothing_else(name, task):
+  earl, *others = (compared(name, task, method) for method in config_lib.METHODS)
   for method, other in zip(list(config_lib.METHODS)[1:], others):
     assert other.interface == 'tagged' and other.algorithm.counterfactual == (method == 'prompt_cpo')
     algorithm = dataclasses.replace(other.algorithm, counterfactual=True)
     own = other.curriculum[method == 'sft_grpo':]
     assert dataclasses.replace(other, interface='expanded', algorithm=algorithm, curriculum=own) == earl
     assert [stage.imitate for stage in other.curriculum] == [True] * (method == 'sft_grpo') + [False] * len(own)
-  assert (earl.rollout.prompts, earl.algorithm.kl, earl.optimizer.learning_rate) == (256, 0.001, 1e-6)
+  if name == 'published':
+    assert (earl.rollout.prompts, earl.algorithm.kl, earl.optimizer.learning_rate) == (256, 0.001, 1e-6)
 
 
 @pytest.mark.parametrize('task', ['sort', 'countdown', 'arithmetic', 'calc_bench'])
 def test_published_prompts_fit_with_the_tokenizer_of_qwen(task, qwen_tokenizer_dir, gsm8k_dir):
-  config = published(task, 'earl', gsm8k_dir)
+  config = compared('published', task, 'earl', gsm8k_dir)
   tokenizer = tokenizer_lib.load_tokenizer(qwen_tokenizer_dir)
   for stage in config.curriculum:
     for name, options, _ in stage.tasks:
@@ -48,15 +51,21 @@ def test_published_prompts_fit_with_the_tokenizer_of_qwen(task, qwen_tokenizer_d
         assert len(prompt) <= config.rollout.prompt_length, example.user
 
 
-@pytest.mark.parametrize('argument, message', [('chess,earl', 'choose a task of'), ('sort,sft', 'choose one of earl')])
-def test_published_names_what_it_does_not_know(argument, message):
-  with pytest.raises(config_lib.UserError, match=message):
-    importlib.import_module('configs.published').get_config(argument)
+@pytest.mark.parametrize('name, task', [('published', 'sort'), ('embedded', 'sort4')])
+def test_what_they_do_not_know_is_named(name, task):
+  with pytest.raises(config_lib.UserError, match='choose a task of'):
+    compared(name, 'chess', 'earl')
+  with pytest.raises(config_lib.UserError, match='choose one of earl'):
+    compared(name, task, 'sft')
 
 
-@pytest.mark.parametrize('name', EMBEDDED_NAMES)
-def test_every_prompt_fits(name):
-  config = config_lib.parse(importlib.import_module(f'configs.{name}').get_config())
+@pytest.mark.parametrize('name, argument', [
+    *((name, ()) for name in EMBEDDED_NAMES if name != 'embedded'),
+    *(('embedded', (task, 'earl')) for task in ('sort4', 'countdown3', 'calc_bench')),
+])
+def test_every_prompt_fits(name, argument):
+  module = importlib.import_module(f'configs.{name}')
+  config = config_lib.parse(module.get_config(*[','.join(argument)] if argument else []))
   assert config.model == 'embedded'
   tokenizer = tokenizer_lib.load_tokenizer(EMBEDDED)
   tasks = [make_task(task, **options) for stage in config.curriculum for task, options, _ in stage.tasks]
