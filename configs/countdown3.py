@@ -24,6 +24,7 @@ def get_config():
   # Half of all rollouts: else it learns to guess in the head, which at first pays as well as a call.
   config.algorithm.fraction = 0.5
   config.algorithm.kl = 0.01
+  config.algorithm.entropy = 0.0
   # At the rate of sort4, few rewards among many rollouts wreck the policy in its first steps.
   config.optimizer.learning_rate = 3e-4
   config.optimizer.warmup = 20

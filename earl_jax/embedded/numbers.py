@@ -272,7 +272,7 @@ def document(rng: random.Random) -> tuple[list[Segment], list[Segment]]:
     conclude = bool(world.reached) and not world.concluded
     kinds, weights = zip(
         (fact, 4 if world.reached else 12), (state, 0 if conclude else 8), (judgement, 3), (attention, 3),
-        (sum_of_two, 3), (made_of, 4), (conclusion, 40 if conclude else 1), (glossary, 3),
+        (sum_of_two, 3), (made_of, 4), (conclusion, 200 if conclude else 1), (glossary, 3),
     )
     statement = rng.choices(kinds, weights)[0](world)
     if statement:

@@ -98,7 +98,7 @@ def test_an_answer_weighs_more_than_free_text(tokenizer):
   assert (np.diff(np.concatenate(lengths)) >= 0).all()  # less padding
   special = {
       '': 0.1, 'open': 2.0, 'last open': 8.0, 'conclusion': 4.0, 'state': 4.0, 'holder': 4.0, 'undecided': 2.0,
-      'number': 0.5, 'value': 0.3, 'reached': 4.0, 'result': 4.0, 'judgement': 2.0,
+      'number': 0.5, 'value': 0.3, 'reached': 4.0, 'result': 0.5, 'judgement': 2.0,
   }
   for part in parts:
     for ids, weights, states in zip(*part):
