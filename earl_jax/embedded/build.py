@@ -47,8 +47,8 @@ SAVE_EVERY = 250
 MULTIPLE = 64  # of embedding rows: padded, so that a tensor axis can share them out
 
 WARM_UP = 200  # steps
-# Loss weights by kind of answer; '' is free text, any other kind weighs 1. What is only said where it is true, but never
-# denied, must weigh little: the model would say it too often ('result').
+# Loss weights by kind of answer; '' is free text, any other kind weighs 1. What is said where it is true, but never
+# denied ('result'), must weigh little: the model would say it too often.
 WEIGHTS = {
     '': 0.1, 'open': 2.0, 'last open': 8.0, 'conclusion': 4.0, 'state': 4.0, 'holder': 4.0, 'undecided': 2.0,
     'number': 0.5, 'value': 0.3, 'reached': 4.0, 'result': 0.5, 'judgement': 2.0,
