@@ -107,8 +107,7 @@ def draw(groups: dict[tuple[str, float], list[tuple[pictures.Run, dict]]], task:
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   config_flags.DEFINE_config_file(
-      'config', str(CONFIG), 'Config file, as for `earl_jax.train`.', flag_values=values,
-      sys_argv=argv,
+      'config', str(CONFIG), 'Config file, as for `earl_jax.train`.', flag_values=values, sys_argv=argv
   )
   grid.define_flags(values, 'runs/cpo_vs_grpo')
 

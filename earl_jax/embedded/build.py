@@ -33,7 +33,7 @@ from earl_jax import cli
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import UserError
 from earl_jax.embedded import corpus, orders
-from earl_jax.embedded.language import TORN
+from earl_jax.embedded.language import FRAME, TORN
 from earl_jax.model import hf, transformer
 
 SHAPE = dict(
@@ -98,7 +98,8 @@ class Documents:
   def __init__(self, tokenizer: PreTrainedTokenizerFast):
     self.encode = functools.cache(lambda text: tuple(tokenizer_lib.encode(tokenizer, text)))
     self.eos = tokenizer.eos_token_id
-    frame = tokenizer_lib.chat_prompt(tokenizer, corpus.SYSTEM, '\x00', corpus.OPENING)
+    system, opening = FRAME
+    frame = tokenizer_lib.chat_prompt(tokenizer, system, '\x00', opening)
     hole = frame.index(self.encode('\x00')[0])
     self.before, self.after = frame[:hole], frame[hole + 1 :]
 

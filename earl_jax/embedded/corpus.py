@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from earl_jax.embedded import numbers, orders
-from earl_jax.embedded.language import OPENING, Segment, SYSTEM
+from earl_jax.embedded.language import FRAME, Segment
 from earl_jax.tasks.calculation import in_words
 
 
@@ -32,7 +32,7 @@ def vocabulary() -> tuple[str, ...]:
   pattern = re.compile(r' ?[A-Za-z]+| ?[^\sA-Za-z0-9()]+|\s')
   words = {}
   # What environments write stands in no document, but its words are whole for whoever reads them later.
-  texts = [SYSTEM, OPENING, 'system\n', 'user\n', 'assistant\n', *(f' {letter}' for letter in orders.LETTERS)]
+  texts = [*FRAME, 'system\n', 'user\n', 'assistant\n', *(f' {letter}' for letter in orders.LETTERS)]
   texts += [' check if is and => True False: = < + - * / undefined overflow']
   texts += [' <compare <swap <check <calculator <result <answer </']
   texts += [*orders.GLOSSARY, *numbers.GLOSSARY, *(f' {in_words(number)}' for number in range(200))]

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-SYSTEM = 'Think first, then answer.'
-OPENING = 'Let me solve this step by step.'
+from earl_jax.tasks.base import SYSTEM, Task
+
+FRAME = SYSTEM, Task.assistant_start  # of every document: the system message and how the assistant begins
 
 # Words that draw attention to two items, whichever they are: a model of many such words expects them after others too.
 VERBS = (

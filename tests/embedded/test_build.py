@@ -13,7 +13,7 @@ import pytest
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import UserError
 from earl_jax.embedded import build, corpus, orders
-from earl_jax.embedded.language import OPENING, SYSTEM, TORN
+from earl_jax.embedded.language import FRAME, TORN
 from earl_jax.environments.check import Check
 from earl_jax.environments.compare import Compare
 from earl_jax.environments.swap import Swap
@@ -57,7 +57,7 @@ def test_segments_encode_as_the_whole_text_does(tokenizer, encode):
     end = [] if TORN in assistant else [tokenizer.eos_token_id]
     torn += not end
     user, assistant = (''.join(segment.text for segment in part) for part in (user, assistant))
-    whole = tokenizer_lib.chat_prompt(tokenizer, SYSTEM, user, OPENING + assistant)
+    whole = tokenizer_lib.chat_prompt(tokenizer, FRAME[0], user, FRAME[1] + assistant)
     tokens, answers = documents(11, i, corpus.DEFAULT)
     assert tokens == (whole + end)[:build.LENGTH]
     assert len(answers) == len(tokens)
