@@ -26,7 +26,7 @@ def log_softmax(logits, language, legal):
   return masked - np.logaddexp.reduce(masked)
 
 
-@pytest.mark.parametrize('seed', [1, 5])
+@pytest.mark.parametrize('seed', [3, 5])
 def test_greedy_rollout_token_for_token(seed):
   trajectory, batch, params = core.rolled_out(seed, 0.0), core.prompts(8)[2], core.params(seed)
   cut = 0
