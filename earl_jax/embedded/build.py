@@ -40,7 +40,7 @@ SHAPE = dict(
     hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1,
     head_dim=32,
 )
-WIDTHS = (112, 144, 184)  # of the shortest, middle and longest third of a batch; what is longer is cut
+WIDTHS = (112, 144, 272)  # of the shortest, middle and longest third of a batch; what is longer is cut
 LENGTH = WIDTHS[-1]
 HELD_OUT = 10**6  # seed of the documents that measure: training takes another
 SAVE_EVERY = 250

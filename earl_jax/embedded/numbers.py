@@ -49,6 +49,7 @@ class World:
 
   Attributes:
     stated: expressions of each number exactly once whose value has been stated, each with its value.
+    attended: those that attention was drawn to.
     given: the one that reaches the target, as the user says, or nothing.
   """
 
@@ -57,7 +58,7 @@ class World:
     count = rng.choices((2, 3, 4), (0.15, 0.7, 0.15))[0]
     largest = rng.choice((9, 9, 3, 4))  # of small numbers an expression reaches the target often, by chance
     self.numbers = [rng.randint(1, largest) for _ in range(count)]
-    self.stated, self.given = [], ''
+    self.stated, self.attended, self.given = [], set(), ''
     self.aim()
 
   def aim(self) -> None:
@@ -70,12 +71,7 @@ class World:
       self.target = value_of(calculation.in_symbols(self.draw(self.numbers)))
       if values and self.rng.random() < 0.7:
         self.target = self.rng.choice(values)
-    self.concluded = False
-    self.changed()
-
-  def changed(self) -> None:
-    """Whatever has been said of how matters stand holds no longer."""
-    self.surveyed, self.attended = False, ''
+    self.concluded = self.surveyed = False
 
   @property
   def reached(self) -> str:
@@ -96,10 +92,10 @@ class World:
     return calculation.Node(self.rng.choice('+-*/'), self._tree(numbers[:cut]), self._tree(numbers[cut:]))
 
   def fresh(self) -> calculation.Tree:
-    """An expression of all the numbers whose value has not been stated, if chance soon finds one."""
-    drawn = [self.draw(self.numbers) for _ in range(4)]
-    stated = dict(self.stated)
-    return next((tree for tree in drawn if calculation.in_symbols(tree) not in stated), drawn[0])
+    """An expression of all the numbers that has not been named, if chance soon finds one."""
+    drawn = [self.draw(self.numbers) for _ in range(10)]
+    named = self.attended | {text for text, _ in self.stated}
+    return next((tree for tree in drawn if calculation.in_symbols(tree) not in named), drawn[0])
 
 
 def written(expression: str, answer: str = '') -> list[Segment]:
@@ -113,7 +109,7 @@ def fact(world: World) -> list[Segment]:
   text = calculation.in_symbols(tree)
   value = value_of(text)
   world.stated.append((text, value))
-  world.changed()
+  world.surveyed = False  # how matters stand may be said anew
   says, kind = written(text, 'number'), 'value'
   inside = [value_of(calculation.in_symbols(part)) for part in (tree.left, tree.right)]
   if len(world.numbers) == 2:
@@ -139,14 +135,21 @@ def sum_of_two(world: World) -> list[Segment] | None:
 
 
 def made_of(world: World) -> list[Segment] | None:
-  """How a number can be made of two others; not of the two that make up a whole expression."""
+  """How a number can be made of two or three others; not of those that make up a whole expression."""
   rng = world.rng
-  value = world.target if rng.random() < 0.5 else rng.choice(TARGETS)
-  one = rng.choice(world.numbers) if rng.random() < 0.5 else rng.randint(1, 9)
-  forms = [f'{value + one} - {one}', f'{one} + {value - one}' if value > one else f'{one} - {one - value}']
-  forms += [f'{one} * {value // one}'] * (value % one == 0)
-  forms += [f'{value * one} / {one}'] * (value * one <= LARGEST and one > 1)
-  form = rng.choice(forms)
+  if rng.random() < 0.4:
+    three = [rng.randint(1, 9) for _ in range(3)]
+    form = calculation.in_symbols(world.draw(three))
+    value = value_of(form)
+    if value not in TARGETS or held_out(three, value):
+      return None
+  else:
+    value = world.target if rng.random() < 0.5 else rng.choice(TARGETS)
+    one = rng.choice(world.numbers) if rng.random() < 0.5 else rng.randint(1, 9)
+    forms = [f'{value + one} - {one}', f'{one} + {value - one}' if value > one else f'{one} - {one - value}']
+    forms += [f'{one} * {value // one}'] * (value % one == 0)
+    forms += [f'{value * one} / {one}'] * (value * one <= LARGEST and one > 1)
+    form = rng.choice(forms)
   if sorted(map(int, re.findall(r'\d+', form))) == sorted(world.numbers):
     return None
   return [*written(str(value)), Segment(' is'), *written(form, 'part')]
@@ -170,12 +173,12 @@ def judgement(world: World) -> list[Segment] | None:
 
 
 def attention(world: World) -> list[Segment]:
-  """Draws attention, in words that do not say why, to the expression that reaches the target or, where none has, to a
-  new one. Until something changes it stays there.
+  """Draws attention, in words that do not say why, to the expression that reaches the target or, where none has, to one
+  that has not been named.
   """
-  kind = 'copy' if world.attended or world.reached else 'number'
-  world.attended = world.attended or world.reached or calculation.in_symbols(world.fresh())
-  return [Segment(world.rng.choice(ATTENTION)), *written(world.attended, kind)]
+  text = world.reached or calculation.in_symbols(world.fresh())
+  world.attended.add(text)
+  return [Segment(world.rng.choice(ATTENTION)), *written(text, 'copy' if world.reached else 'number')]
 
 
 def state(world: World) -> list[Segment] | None:

@@ -121,7 +121,7 @@ def _attended(reader, expression):
 
 FORMS = [
     (rf'(?:in general )?({EXPRESSION}?)((?: = {EXPRESSION}?)?) (?:=|is) ({NUMBER})', _fact),
-    (rf'({NUMBER}) is ({NUMBER} [-+*/] {NUMBER})', lambda r, v, e: value(e) == int(v) and not r.of_all(e)),
+    (rf'({NUMBER}) is ({EXPRESSION})', lambda r, v, e: value(e) == int(v) and not r.of_all(e)),
     (rf'({"|".join(WORD)}) (plus|minus|times|divided by) ({"|".join(WORD)}) is (.*)', _words),
     (rf'({NUMBER}) is the target', lambda r, v: int(v) == r.target == r.stated[-1][1]),
     (rf'({NUMBER}) is not the target', lambda r, v: int(v) == r.stated[-1][1] != r.target),
