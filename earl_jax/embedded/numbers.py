@@ -55,7 +55,8 @@ class World:
 
   def __init__(self, rng: random.Random):
     self.rng = rng
-    count = rng.choices((2, 3, 4), (0.15, 0.7, 0.15))[0]
+    # Of two numbers there are few expressions: to name another one, one must know which have been named.
+    count = rng.choices((2, 3, 4), (0.35, 0.55, 0.1))[0]
     largest = rng.choice((9, 9, 3, 4))  # of small numbers an expression reaches the target often, by chance
     self.numbers = [rng.randint(1, largest) for _ in range(count)]
     self.stated, self.attended, self.given = [], set(), ''
@@ -91,21 +92,23 @@ class World:
     cut = self.rng.randrange(1, len(numbers))
     return calculation.Node(self.rng.choice('+-*/'), self._tree(numbers[:cut]), self._tree(numbers[cut:]))
 
-  def fresh(self) -> calculation.Tree:
+  def fresh(self) -> calculation.Tree | None:
     """An expression of all the numbers that has not been named, if chance soon finds one."""
     drawn = [self.draw(self.numbers) for _ in range(10)]
     named = self.attended | {text for text, _ in self.stated}
-    return next((tree for tree in drawn if calculation.in_symbols(tree) not in named), drawn[0])
+    return next((tree for tree in drawn if calculation.in_symbols(tree) not in named), None)
 
 
 def written(expression: str, answer: str = '') -> list[Segment]:
-  """An expression whose numbers are answers of this kind; what stands between them is free."""
-  return [Segment(piece, answer * piece.isdigit()) for piece in re.findall(r'\d+|\D+', f' {expression}')]
+  """An expression, all of it an answer of this kind."""
+  return [Segment(piece, answer) for piece in re.findall(r'\d+|\D+', f' {expression}')]
 
 
-def fact(world: World) -> list[Segment]:
+def fact(world: World) -> list[Segment] | None:
   """What an expression of all the numbers is, at times worked out in two steps."""
   tree = world.fresh()
+  if tree is None:
+    return None
   text = calculation.in_symbols(tree)
   value = value_of(text)
   world.stated.append((text, value))
@@ -172,11 +175,14 @@ def judgement(world: World) -> list[Segment] | None:
   return [*says, Segment(word, 'judgement'), Segment(' than'), *target]
 
 
-def attention(world: World) -> list[Segment]:
+def attention(world: World) -> list[Segment] | None:
   """Draws attention, in words that do not say why, to the expression that reaches the target or, where none has, to one
   that has not been named.
   """
-  text = world.reached or calculation.in_symbols(world.fresh())
+  tree = None if world.reached else world.fresh()
+  if not world.reached and tree is None:
+    return None
+  text = world.reached or calculation.in_symbols(tree)
   world.attended.add(text)
   return [Segment(world.rng.choice(ATTENTION)), *written(text, 'copy' if world.reached else 'number')]
 
@@ -215,8 +221,9 @@ def listed(numbers: list[int]) -> str:
 def known(world: World, lead: str = '') -> list[Segment]:
   """Some facts."""
   says = [Segment(f'{lead}It is known that')]
-  for i in range(world.rng.randint(1, 3)):
-    says += ([Segment(',')] if i else []) + fact(world)
+  facts = (fact(world) for _ in range(world.rng.randint(1, 3)))
+  for i, says_fact in enumerate(filter(None, facts)):
+    says += ([Segment(',')] if i else []) + says_fact
   return [*says, Segment('.')]
 
 
