@@ -8,8 +8,8 @@ grow only while the model can tell how matters stand; `--steps` (2,700) more fol
 learning rate. The checkpoint is written every 250 steps, with the share of right answers per kind of knowledge.
 
 The package ships a result, so that no user has to wait for it: of three runs, as the corpus grew. The first, of order
-alone, took 5,541 steps in all (1 h 44 min on one of two CPU cores); the others went on from there with --init and numbers
-(1,750 steps of 3,500, and then --steps=2200 --seed=2: 48 and 46 minutes).
+alone, took 5,541 steps in all (1 h 44 min on one of two CPU cores); the others went on from there with --init, numbers
+included (1,750 steps of 3,500, and then --steps=2200 --seed=2: 48 and 46 minutes).
 """
 
 import collections
