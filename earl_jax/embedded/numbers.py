@@ -179,12 +179,14 @@ def attention(world: World) -> list[Segment] | None:
   """Draws attention, in words that do not say why, to the expression that reaches the target or, where none has, to one
   that has not been named.
   """
-  tree = None if world.reached else world.fresh()
-  if not world.reached and tree is None:
-    return None
-  text = world.reached or calculation.in_symbols(tree)
+  text, kind = world.reached, 'copy'
+  if not text:
+    tree, kind = world.fresh(), 'number'
+    if tree is None:
+      return None
+    text = calculation.in_symbols(tree)
   world.attended.add(text)
-  return [Segment(world.rng.choice(ATTENTION)), *written(text, 'copy' if world.reached else 'number')]
+  return [Segment(world.rng.choice(ATTENTION)), *written(text, kind)]
 
 
 def state(world: World) -> list[Segment] | None:

@@ -76,6 +76,10 @@ class Reader:
   def reaching(self):
     return [text for text, known, _ in self.stated if known == self.target]
 
+  @property
+  def named(self):
+    return {text for text, *_ in [*self.stated, *self.drawn]}
+
   def of_all(self, expression):
     return sorted(map(int, re.findall(NUMBER, expression))) == self.numbers
 
@@ -93,6 +97,7 @@ class Reader:
 
 def _fact(reader, expression, steps, result):
   if reader.of_all(expression):
+    assert expression not in reader.named, 'named before'
     reader.stated.append((expression, int(result), reader.target))
   else:
     assert len(re.findall(NUMBER, expression)) == 2 and not steps
@@ -115,13 +120,15 @@ def _differs(reader, last, amount, word, target):
 def _attended(reader, expression):
   if reader.reaching:
     return expression == reader.reaching[-1]
+  assert expression not in reader.named, 'named before'
   reader.drawn.append((expression, reader.target))
   return reader.of_all(expression) and value(expression) >= 0
 
 
 FORMS = [
     (rf'(?:in general )?({EXPRESSION}?)((?: = {EXPRESSION}?)?) (?:=|is) ({NUMBER})', _fact),
-    (rf'({NUMBER}) is ({EXPRESSION})', lambda r, v, e: value(e) == int(v) and not r.of_all(e)),
+    (rf'({NUMBER}) is ({EXPRESSION})', lambda r, v, e: (
+        value(e) == int(v) and len(re.findall(NUMBER, e)) in (2, 3) and not r.of_all(e))),
     (rf'({"|".join(WORD)}) (plus|minus|times|divided by) ({"|".join(WORD)}) is (.*)', _words),
     (rf'({NUMBER}) is the target', lambda r, v: int(v) == r.target == r.stated[-1][1]),
     (rf'({NUMBER}) is not the target', lambda r, v: int(v) == r.stated[-1][1] != r.target),
