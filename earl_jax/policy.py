@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from earl_jax.action_space import ActionSpace
 from earl_jax.masked import NEGATIVE
@@ -34,15 +33,20 @@ def _token_rows(model: dict, space: ActionSpace) -> jax.Array:
 class Distribution(NamedTuple):
   """The distribution over legal actions at some decisions.
 
+  Vocabulary and expanded actions stay apart, for the vocabulary may be shared out over devices: nothing puts the two
+  side by side, or asks one device for all of it.
+
   Attributes:
-    logits: float32[…, V + E], unmasked.
+    vocabulary: float32[…, rows of the embedding], logits; `NEGATIVE` in the padding rows beyond V.
+    expanded: float32[…, E], logits, unmasked.
     language: bool[…], all of V is legal.
     legal: bool[…, E], expanded actions that are.
     log_vocabulary: float32[…], log of the sum of exp(logits) over V.
     log_normaliser: float32[…], the same over all legal actions.
   """
 
-  logits: jax.Array
+  vocabulary: jax.Array
+  expanded: jax.Array
   language: jax.Array
   legal: jax.Array
   log_vocabulary: jax.Array
@@ -50,51 +54,60 @@ class Distribution(NamedTuple):
 
 
 def distribution(params: Params, space: ActionSpace, hidden, language, legal) -> Distribution:
-  """The policy's distribution from hidden states [..., D]. Embedding rows beyond V are padding and take no part."""
-  vocabulary = transformer.output_embedding(params['model'])[: space.vocab_size]
-  expanded = params['expanded_head'] if 'expanded_head' in params else _token_rows(params['model'], space)
-  head = jnp.concatenate([vocabulary, expanded]).astype(hidden.dtype)
-  logits = jnp.einsum('...d,ad->...a', hidden, head).astype(jnp.float32)
-  log_vocabulary = jax.nn.logsumexp(logits[..., : space.vocab_size], axis=-1)
-  parts = [jnp.where(language, log_vocabulary, NEGATIVE)[..., None]]
-  parts.append(jnp.where(legal, logits[..., space.vocab_size :], NEGATIVE))
+  """The policy's distribution from hidden states [..., D]."""
+  embedding = transformer.output_embedding(params['model'])
+  head = params['expanded_head'] if 'expanded_head' in params else _token_rows(params['model'], space)
+  logits = lambda rows: jnp.einsum('...d,ad->...a', hidden, rows.astype(hidden.dtype)).astype(jnp.float32)  # noqa: E731
+  vocabulary, expanded = logits(embedding), logits(head)
+  if len(embedding) > space.vocab_size:
+    vocabulary = jnp.where(jnp.arange(len(embedding)) < space.vocab_size, vocabulary, NEGATIVE)
+  log_vocabulary = jax.nn.logsumexp(vocabulary, axis=-1)
+  parts = [jnp.where(language, log_vocabulary, NEGATIVE)[..., None], jnp.where(legal, expanded, NEGATIVE)]
   log_normaliser = jax.nn.logsumexp(jnp.concatenate(parts, axis=-1), axis=-1)
-  return Distribution(logits, language, legal, log_vocabulary, log_normaliser)
+  return Distribution(vocabulary, expanded, language, legal, log_vocabulary, log_normaliser)
 
 
-def sample(keys: jax.Array, d: Distribution, temperature: float) -> jax.Array:
+def sample(keys: jax.Array, d: Distribution, vocab_size: int, temperature: float) -> jax.Array:
   """int32[B]: an action per row; temperature 0 takes the likeliest.
 
   Args:
     keys: key[B], one a row, so that a row's draw depends on nothing else in the batch.
     d: leaves [B, …].
+    vocab_size: V, from where expanded actions are counted.
     temperature: static.
   """
-  vocabulary = jnp.broadcast_to(d.language[:, None], (len(keys), d.logits.shape[-1] - d.legal.shape[-1]))
-  scores = d.logits
-  if temperature != 0:
-    scores = scores / temperature + jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
-  mask = jnp.concatenate([vocabulary, d.legal], axis=-1)
-  return jnp.argmax(jnp.where(mask, scores, NEGATIVE), axis=-1).astype(jnp.int32)
+  def best(stream, logits, mask):
+    """The place and the value of the row's best logit, with noise."""
+    if temperature != 0:
+      noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, stream), logits.shape[-1:]))(keys)
+      logits = logits / temperature + noise
+    logits = jnp.where(mask, logits, NEGATIVE)
+    return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
+
+  token, token_score = best(0, d.vocabulary, d.language[:, None])
+  expanded, expanded_score = best(1, d.expanded, d.legal)
+  return jnp.where(token_score >= expanded_score, token, vocab_size + expanded).astype(jnp.int32)
 
 
-def pick(d: Distribution, actions: jax.Array) -> jax.Array:
-  """float32[…]: logits of int32[…] actions. A masked sum: its gradient needs no scatter."""
-  chosen = jnp.arange(d.logits.shape[-1]) == actions[..., None]
-  return jnp.sum(jnp.where(chosen, d.logits, 0.0), axis=-1)
+def pick(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:
+  """float32[…]: logits of int32[…] actions. Masked sums: their gradient needs no scatter."""
+  of = lambda logits, index: jnp.sum(  # noqa: E731
+      jnp.where(jnp.arange(logits.shape[-1]) == index[..., None], logits, 0.0), axis=-1
+  )
+  return jnp.where(actions < vocab_size, of(d.vocabulary, actions), of(d.expanded, actions - vocab_size))
 
 
-def log_prob(d: Distribution, actions: jax.Array) -> jax.Array:
+def log_prob(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:
   """float32[…]: log-probability of legal actions int32[…]."""
-  return pick(d, actions) - d.log_normaliser
+  return pick(d, vocab_size, actions) - d.log_normaliser
 
 
-def entropy(d: Distribution, vocab_size: int) -> jax.Array:
+def entropy(d: Distribution) -> jax.Array:
   """float32[…]: entropy over the expanded actions and {any token}.
 
   Which token is not counted, so that an entropy bonus makes the policy try routes and items, not words.
   """
-  expanded = jnp.where(d.legal, d.logits[..., vocab_size:] - d.log_normaliser[..., None], NEGATIVE)
+  expanded = jnp.where(d.legal, d.expanded - d.log_normaliser[..., None], NEGATIVE)
   token = jnp.where(d.language, d.log_vocabulary - d.log_normaliser, NEGATIVE)
   parts = jnp.concatenate([expanded, token[..., None]], axis=-1)
   parts = jnp.maximum(parts, -100.0)  # exp(-100) is nothing, and the gradient stays finite
@@ -107,9 +120,9 @@ def route_scores(space: ActionSpace, d: Distribution, possible: jax.Array) -> ja
   Args:
     possible: bool[…, R], where the environment can be entered; elsewhere the score is `NEGATIVE`.
   """
-  routes = space.vocab_size + np.arange(space.num_environments)
-  words = space.descriptions[: space.num_environments, 0]
-  scores = jnp.maximum(d.logits[..., words], d.logits[..., routes]) - d.log_normaliser[..., None]
+  count = space.num_environments
+  words = d.vocabulary[..., space.descriptions[:count, 0]]
+  scores = jnp.maximum(words, d.expanded[..., :count]) - d.log_normaliser[..., None]
   return jnp.where(possible, scores, NEGATIVE)
 
 
@@ -154,9 +167,9 @@ def score_decisions(params: Params, space: ActionSpace, hidden, actions, languag
     d = distribution(params, space, hidden, language | ~decision, legal)
     is_token = decision & (actions < space.vocab_size)
     return None, Scores(
-        log_probs=jnp.where(decision, log_prob(d, actions), 0.0),
-        vocabulary_log_probs=jnp.where(is_token, pick(d, actions) - d.log_vocabulary, 0.0),
-        entropy=jnp.where(decision, entropy(d, space.vocab_size), 0.0),
+        log_probs=jnp.where(decision, log_prob(d, space.vocab_size, actions), 0.0),
+        vocabulary_log_probs=jnp.where(is_token, pick(d, space.vocab_size, actions) - d.log_vocabulary, 0.0),
+        entropy=jnp.where(decision, entropy(d), 0.0),
     )
 
   _, scores = jax.lax.scan(score, None, tuple(map(chunks, (hidden, actions, language, legal))))

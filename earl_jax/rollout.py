@@ -183,7 +183,8 @@ def rollout(
     language = state.environment == LANGUAGE
     legal = jax.vmap(interface.legal)(state.environment, record.states, state.offered)
     choices = policy.distribution(params, space, state.hidden, language, legal)
-    action = policy.sample(jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot), choices, temperature)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot)
+    action = policy.sample(keys, choices, space.vocab_size, temperature)
     if replay is not None:
       at = jnp.minimum(state.decided, replay.actions.shape[1] - 1)
       given = jnp.take_along_axis(replay.actions, at[:, None], axis=1)[:, 0]
@@ -200,6 +201,7 @@ def rollout(
 
     # 3. Record it, and write one token.
     token = jnp.where(active, pending[:, 0], pad)
+    log_probs = policy.log_prob(choices, space.vocab_size, action)
     scores = policy.route_scores(space, choices, (committed & language)[:, None] & state.offered)
     record = record._replace(
         tokens=_write(record.tokens, token, slot),
@@ -207,7 +209,7 @@ def rollout(
         actions=_write(record.actions, jnp.where(committed, action, -1), slot),
         language=_write(record.language, committed & language, slot),
         legal=_write(record.legal, committed[:, None] & legal, slot),
-        log_probs=_write(record.log_probs, jnp.where(committed, policy.log_prob(choices, action), 0.0), slot),
+        log_probs=_write(record.log_probs, jnp.where(committed, log_probs, 0.0), slot),
         route_scores=_write(record.route_scores, scores, slot),
         finished=record.finished | ends,
         states=select(committed, effect.states, record.states),

@@ -51,8 +51,8 @@ masks = st.tuples(st.booleans(), hnp.arrays(bool, E)).filter(lambda mask: mask[0
 @jax.jit
 def everything(hidden, language, legal):
   d = policy.distribution(PARAMS, SPACE, hidden, language, legal)
-  every = jax.vmap(lambda action: policy.log_prob(d, action))(jnp.arange(V + E))
-  return d, every, policy.entropy(d, V), policy.route_scores(SPACE, d, legal[..., : SPACE.num_environments])
+  every = jax.vmap(lambda action: policy.log_prob(d, V, action))(jnp.arange(V + E))
+  return d, every, policy.entropy(d), policy.route_scores(SPACE, d, legal[..., : SPACE.num_environments])
 
 
 def test_the_expanded_head_starts_from_the_words():
@@ -69,7 +69,9 @@ def test_against_numpy(hidden, mask):
   logits, expected = masked_distribution(hidden, language, legal)
   d, log_probs, entropy, scores = everything(hidden, language, legal)
   possible = np.isfinite(expected)
-  np.testing.assert_allclose(d.logits, logits, atol=1e-4)
+  np.testing.assert_allclose(d.vocabulary[:V], logits[:V], atol=1e-4)
+  assert np.all(d.vocabulary[V:] == NEGATIVE)
+  np.testing.assert_allclose(d.expanded, logits[V:], atol=1e-4)
   np.testing.assert_allclose(log_probs[possible], expected[possible], atol=1e-4)
   np.testing.assert_allclose(d.log_vocabulary, np.logaddexp.reduce(logits[:V]), atol=1e-4)
 
@@ -96,7 +98,8 @@ def test_frequencies_of_samples(language, legal, temperature):
   draws, hidden = 100_000, np.array([0.5, -0.4, 0.3, 0.2], np.float32)
   d = policy.distribution(PARAMS, SPACE, jnp.asarray(hidden), jnp.asarray(language), jnp.asarray(legal, bool))
   many = jax.tree.map(lambda x: jnp.broadcast_to(x, (draws, *x.shape)), d)
-  actions = jax.jit(policy.sample, static_argnums=2)(jax.random.split(jax.random.key(0), draws), many, temperature)
+  keys = jax.random.split(jax.random.key(0), draws)
+  actions = jax.jit(policy.sample, static_argnums=(2, 3))(keys, many, V, temperature)
   assert actions.dtype == jnp.int32
   counts = np.bincount(actions, minlength=V + E)
   assert len(counts) == V + E
@@ -112,7 +115,7 @@ def test_frequencies_of_samples(language, legal, temperature):
 @settings(max_examples=30)
 def test_temperature_0_takes_the_likeliest(hidden, mask):
   d = jax.tree.map(lambda x: jnp.asarray(x)[None], everything(hidden, *mask)[0])
-  action = policy.sample(jax.random.split(jax.random.key(0), 1), d, 0.0)[0]
+  action = policy.sample(jax.random.split(jax.random.key(0), 1), d, V, 0.0)[0]
   log_probs = masked_distribution(hidden, *mask)[1]
   assert log_probs[action] >= log_probs.max() - 1e-4
 
@@ -120,10 +123,10 @@ def test_temperature_0_takes_the_likeliest(hidden, mask):
 def test_a_draw_depends_on_its_own_key_alone():
   d = policy.distribution(PARAMS, SPACE, jnp.ones((6, D)) / 2, jnp.ones(6, bool), jnp.ones((6, E), bool))
   keys = jax.random.split(jax.random.key(0), 6)
-  whole = policy.sample(keys, d, 1.0)
+  whole = policy.sample(keys, d, V, 1.0)
   for row in range(6):
     part = jax.tree.map(lambda x, row=row: x[row:row + 1], d)
-    assert policy.sample(keys[row:row + 1], part, 1.0)[0] == whole[row]
+    assert policy.sample(keys[row:row + 1], part, V, 1.0)[0] == whole[row]
   assert len(set(whole.tolist())) > 1
 
 
@@ -131,8 +134,8 @@ def test_a_draw_depends_on_its_own_key_alone():
 def gradients(hidden, language, legal, action):
   make = lambda h: policy.distribution(PARAMS, SPACE, h, language, legal)  # noqa: E731
   return (
-      jax.grad(lambda h: policy.entropy(make(h), V))(hidden),
-      jax.grad(lambda h: policy.log_prob(make(h), action))(hidden),
+      jax.grad(lambda h: policy.entropy(make(h)))(hidden),
+      jax.grad(lambda h: policy.log_prob(make(h), V, action))(hidden),
   )
 
 
