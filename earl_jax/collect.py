@@ -1,13 +1,16 @@
 """One batch of experience: problems of the stage, rollouts, rewards, counterfactual rewrites, advantages."""
 
+from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import numpy as np
 
-from earl_jax import counterfactual, sharding
+from earl_jax import counterfactual, processes, sharding
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.advantages import counterfactual_advantages, group_advantages
 from earl_jax.config import UserError
@@ -38,18 +41,41 @@ class Experience(NamedTuple):
   factual: Trajectory
 
 
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
 @functools.partial(jax.jit, donate_argnums=0)
 def _replace_rows(trajectory: Trajectory, rows: jax.Array, new: Trajectory) -> Trajectory:
   """Rows `rows` of a trajectory become those of `new`; rows beyond the end are dropped."""
   return jax.tree.map(lambda old, x: old.at[rows].set(x, mode='drop'), trajectory, new)
 
 
-@jax.jit
-def _take_rows(tree, rows: jax.Array):
-  return jax.tree.map(lambda x: x[rows], tree)
+@functools.partial(jax.jit, static_argnums=2)
+def take_rows(tree: Any, rows: jax.Array, shard: NamedSharding) -> Any:
+  """Rows `rows` of every leaf, placed as `shard` says."""
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[rows], shard), tree)
 
 
-def draw(experiment: Experiment, stage: int, step: int) -> tuple[list[Task], list[Example]]:
+@functools.partial(jax.jit, static_argnums=1)
+def _join(parts: list[Any], shard: NamedSharding) -> Any:
+  """Trees of rows, one after the other."""
+  return jax.tree.map(lambda *x: jax.lax.with_sharding_constraint(jnp.concatenate(x), shard), *parts)
+
+
+class Examples(Sequence):
+  """Examples made when they are first asked for: of several processes each makes those it needs."""
+
+  def __init__(self, make: Callable[[int], Example], count: int):
+    self._make, self._count = functools.cache(make), count
+
+  def __len__(self):
+    return self._count
+
+  def __getitem__(self, index):
+    return self._make(int(index))
+
+
+def draw(experiment: Experiment, stage: int, step: int) -> tuple[list[Task], Examples]:
   """The problems of a step: pure in (config, stage, step)."""
   config = experiment.config
   tasks, shares = zip(*experiment.stages[stage])
@@ -57,7 +83,7 @@ def draw(experiment: Experiment, stage: int, step: int) -> tuple[list[Task], lis
   picks = rng.choice(len(tasks), config.rollout.prompts, p=np.array(shares) / sum(shares))
   first = step * config.rollout.prompts
   chosen = [tasks[i] for i in picks]
-  return chosen, [task.example(config.seed, 'train', first + i) for i, task in enumerate(chosen)]
+  return chosen, Examples(lambda i: chosen[i].example(config.seed, 'train', first + i), len(chosen))
 
 
 class Rewrites(NamedTuple):
@@ -81,7 +107,7 @@ class Rewrites(NamedTuple):
 
 
 def rewrite(
-    experiment: Experiment, run, prompts, tasks: list[Task], examples: list[Example], factual: Trajectory,
+    experiment: Experiment, run, prompts, tasks: list[Task], examples: Examples, factual: Trajectory,
     rewards: np.ndarray, interventions: Interventions, step: int, key: jax.Array,
 ) -> Rewrites:
   """Continues chosen rollouts from a forced routing action (method.md, section 3, CPO steps 1 to 4).
@@ -96,33 +122,35 @@ def rewrite(
   batch = count * group
   position_key, rollout_key = jax.random.split(key)
   rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, 2, step])))
-  offered = np.asarray(prompts.offered)
+  offered = experiment.offered(tasks)
   environment = int(rng.choice(len(interventions.gains), p=interventions.probabilities(offered.any(axis=0))))
   rewritten = counterfactual.choose_rewrites(rewards, config.algorithm.fraction, offered[:, environment], rng)
   rows = np.flatnonzero(rewritten)
   new_rewards, replaced = np.zeros(batch, np.float32), np.zeros(batch, bool)
   route = experiment.interface.route(environment)
   shard = sharding.by_row(experiment.mesh)
+  prompt_length = config.rollout.prompt_length
   trajectory, tokens = factual, 0
   for first in range(0, len(rows), config.rollout.chunk):
     # The last chunk is filled up with a row that is there already, and the filling dropped.
     chunk = np.full(config.rollout.chunk, rows[first], np.int32)
     real = rows[first : first + config.rollout.chunk]
     chunk[: len(real)] = real
-    old = jax.device_put(_take_rows(factual, chunk), shard)
+    old = take_rows(factual, chunk, shard)
     slots = counterfactual.choose_positions(
-        position_key, old.route_scores[..., environment], chunk, prompt_length=config.rollout.prompt_length
+        position_key, old.route_scores[..., environment], chunk, prompt_length=prompt_length
     )
     replay = counterfactual.force(counterfactual.recorded(old.actions, slots), route)
-    new = run(jax.device_put(_take_rows(prompts, chunk // group), shard), chunk, rollout_key, replay)
-    results = experiment.outcomes([tasks[r // group] for r in real], [examples[r // group] for r in real], new)
+    new = run(take_rows(prompts, chunk // group, shard), chunk, rollout_key, replay)
+    results = experiment.outcomes(tasks, examples, new, real // group)
     new_rewards[real] = [o.reward for o in results]
     gained = new_rewards[real] > rewards.reshape(-1)[real]
     replaced[real] = gained if config.algorithm.only_gains else True
     target = np.full(len(chunk), batch, np.int32)  # rows beyond the end are dropped
     target[: len(real)] = np.where(replaced[real], real, batch)
-    trajectory = _replace_rows(jax.tree.map(jnp.copy, trajectory) if first == 0 else trajectory, target, new)
-    tokens += int(np.sum((np.asarray(new.end) - np.asarray(slots))[: len(real)]))
+    trajectory = _replace_rows(_copy(trajectory) if first == 0 else trajectory, target, new)
+    kept = int(_host(slots)[: len(real)].sum()) - prompt_length * len(real)
+    tokens += sum(int(o.metrics['response_length']) for o in results) - kept
   return Rewrites(environment, trajectory, rewritten.reshape(-1), replaced, new_rewards, tokens)
 
 
@@ -141,21 +169,20 @@ def demonstrate(experiment: Experiment, run, prompts, tasks: list[Task], step: i
   encode = functools.partial(tokenizer_lib.encode, experiment.tokenizer)
   scripts = np.zeros((len(tasks) * group, length), np.int32)
   lengths = np.zeros(len(scripts), np.int32)
-  for row, ids in enumerate(
-      [*experiment.interface.script(task.demonstration(config.seed, 'train', first + i, variant), encode),
-       experiment.tokenizer.eos_token_id]
-      for i, task in enumerate(tasks) for variant in range(group)
-  ):
-    if len(ids) <= length:
-      scripts[row, : len(ids)] = ids
-    lengths[row] = len(ids)
-  shard, parts = sharding.by_row(experiment.mesh), []
-  for at in range(0, len(scripts), config.rollout.chunk):
-    rows = np.arange(at, at + config.rollout.chunk)
-    replay = jax.device_put(Replay(scripts[rows], lengths[rows]), shard)
-    parts.append(run(jax.device_put(_take_rows(prompts, rows // group), shard), rows, jax.random.key(0), replay))
-  trajectory = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-  cut = np.flatnonzero(~np.asarray(trajectory.finished))
+  shard, chunk, parts = sharding.by_row(experiment.mesh), config.rollout.chunk, []
+  for at in range(0, len(scripts), chunk):
+    for row in at + processes.held_rows(shard, chunk):
+      i, variant = divmod(row, group)
+      demonstration = tasks[i].demonstration(config.seed, 'train', first + i, variant)
+      ids = [*experiment.interface.script(demonstration, encode), experiment.tokenizer.eos_token_id]
+      if len(ids) <= length:
+        scripts[row, : len(ids)] = ids
+      lengths[row] = len(ids)
+    rows = np.arange(at, at + chunk)
+    replay = processes.place(Replay(scripts[rows], lengths[rows]), shard)
+    parts.append(run(take_rows(prompts, rows // group, shard), rows, jax.random.key(0), replay))
+  trajectory = _join(parts, shard)
+  cut = np.flatnonzero(~_host(trajectory.finished))
   if len(cut):
     raise UserError(
         f'config.rollout.response_length={length}: a demonstration of {tasks[cut[0] // group].label} does not fit; '
@@ -177,24 +204,22 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
   tasks, examples = draw(experiment, stage, step)
   prompts = experiment.encode_prompts(tasks, examples)
   batch = len(tasks) * group
-  by_row = lambda items: [item for item in items for _ in range(group)]  # noqa: E731
   run = functools.partial(experiment.rollout, params, temperature=config.rollout.temperature)
   if imitate:
     factual = trajectory = demonstrate(experiment, run, prompts, tasks, step)
   else:
     factual = trajectory = run(prompts, np.arange(batch), rollout_key, group=group)
-  outcomes = experiment.outcomes(by_row(tasks), by_row(examples), factual)
+  outcomes = experiment.outcomes(tasks, examples, factual, np.arange(batch) // group)
   rewards = np.array([o.reward for o in outcomes], np.float32).reshape(-1, group)
   advantages = np.asarray(group_advantages(rewards, config.algorithm.advantage)).reshape(-1)
 
-  lengths = np.asarray(factual.end) - config.rollout.prompt_length
   metrics = {
       'reward': float(rewards.mean()),
       'zero_reward_groups': float(np.mean(np.all(rewards == 0, axis=1))),
-      'unfinished': 1 - float(jnp.mean(factual.finished)),
-      'tokens': float(lengths.sum()),
+      'unfinished': 1 - float(_host(factual.finished).mean()),
+      'tokens': float(sum(o.metrics['response_length'] for o in outcomes)),
   }
-  exact = _mean_by(by_row(t.label for t in tasks), [o.exact for o in outcomes])
+  exact = _mean_by([task.label for task in tasks for _ in range(group)], [o.exact for o in outcomes])
   metrics['exact'] = float(np.mean([o.exact for o in outcomes]))
   metrics |= {f'exact/{label}': value for label, value in exact.items()}
   names = sorted({name for o in outcomes for name in o.metrics})
@@ -216,6 +241,11 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
     for name, gain in zip((e.spec.name for e in experiment.interface.environments), interventions.gains):
       metrics[f'counterfactual/average_gain/{name}'] = float(gain)
   return Experience(trajectory, advantages, interventions, exact, metrics, factual)
+
+
+def _host(x: jax.Array) -> np.ndarray:
+  """A global array, whole, on the host of every process."""
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _mean_by(labels: list[str], values: list[bool]) -> dict[str, float]:

@@ -94,7 +94,7 @@ def _play(
     trajectory = experiment.rollout(
         params, prompts, np.arange(first, first + rows), key, temperature=temperature
     )
-    outcomes += experiment.outcomes([task for task, _ in batch], [example for _, example in batch], trajectory)
+    outcomes += experiment.outcomes(*zip(*batch), trajectory)
   return outcomes
 
 

@@ -1,5 +1,6 @@
 """What training and evaluation share: tokenizer, model, tasks and interface of a run, and its prompts and outcomes."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
@@ -9,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from earl_jax import policy, sharding
+from earl_jax import policy, processes, sharding
 from earl_jax import rollout as rollout_lib
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import Config, UserError
@@ -51,8 +52,16 @@ class Experiment:
   def environment_versions(self) -> dict[str, int]:
     return {e.spec.name: e.version for e in self.interface.environments}
 
-  def encode_prompts(self, tasks: list[Task], examples: list[Example]) -> rollout_lib.Prompts:
+  def offered(self, tasks: list[Task]) -> np.ndarray:
+    """bool[G, R]: which environments the tasks offer."""
+    names = [e.spec.name for e in self.interface.environments]
+    return np.array([[name in task.environments for name in names] for task in tasks])
+
+  def encode_prompts(self, tasks: list[Task], examples: Sequence[Example]) -> rollout_lib.Prompts:
     """Left-padded prompts, on the mesh. Tasks of another family leave the instance fields they lack at 0.
+
+    Of several processes each encodes the prompts on its devices, and looks at no other example but the first of every
+    task.
 
     Raises:
       UserError: a prompt is longer than config.rollout.prompt_length.
@@ -60,7 +69,14 @@ class Experiment:
     length = self.config.rollout.prompt_length
     tokens = np.full((len(examples), length), self.tokenizer.pad_token_id or 0, np.int32)
     start = np.zeros(len(examples), np.int32)
-    for row, (task, example) in enumerate(zip(tasks, examples)):
+    first = {task.label: row for row, task in reversed(list(enumerate(tasks)))}
+    instance = {
+        key: np.zeros((len(examples), *np.shape(value)), np.asarray(value).dtype)
+        for row in first.values() for key, value in examples[row].instance.items()
+    }
+    by_row = sharding.by_row(self.mesh)
+    for row in processes.held_rows(by_row, len(examples)):
+      task, example = tasks[row], examples[row]
       told = self.interface.instructions(task.environments) if self.config.instructions else ''
       system = f'{example.system} {told}'.strip()
       ids = _cached_prompt(self.tokenizer, system, example.user, task.assistant_start)
@@ -71,38 +87,47 @@ class Experiment:
         )
       start[row] = length - len(ids)
       tokens[row, start[row]:] = ids
-    names = [e.spec.name for e in self.interface.environments]
-    keys = {key: np.zeros_like(value) for example in examples for key, value in example.instance.items()}
-    prompts = rollout_lib.Prompts(
-        tokens=tokens,
-        start=start,
-        instance={k: np.stack([e.instance.get(k, zero) for e in examples]) for k, zero in keys.items()},
-        offered=np.array([[name in task.environments for name in names] for task in tasks]),
-    )
-    return jax.device_put(prompts, sharding.by_row(self.mesh))
+      for key, value in example.instance.items():
+        instance[key][row] = value
+    return processes.place(rollout_lib.Prompts(tokens, start, instance, self.offered(tasks)), by_row)
 
   def rollout(self, params, prompts, row_ids, key, replay=None, *, group=1, temperature=1.0) -> Trajectory:
     """`rollout.rollout` with this run's shapes; rows are shared out over the mesh."""
-    by_row = sharding.by_row(self.mesh)
-    return rollout_lib.rollout(
-        params, prompts, jax.device_put(np.asarray(row_ids, np.int32), by_row), key, replay, config=self.model,
-        interface=self.interface, eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id or 0, group=group,
-        slots=self.slots, temperature=temperature, fewest=FEWEST if self.mesh.size == 1 else None,
+    row_ids = processes.place(np.asarray(row_ids, np.int32), sharding.by_row(self.mesh))
+    with jax.set_mesh(self.mesh):
+      return self.decoder(group, temperature)(params, prompts, row_ids, key, replay)
+
+  def decoder(self, group: int = 1, temperature: float = 1.0) -> functools.partial:
+    """`rollout.rollout` with this run's settings, to be called under its mesh."""
+    return functools.partial(
+        rollout_lib.rollout, config=self.model, interface=self.interface, eos=self.tokenizer.eos_token_id,
+        pad=self.tokenizer.pad_token_id or 0, group=group, slots=self.slots, temperature=temperature,
+        fewest=FEWEST if self.mesh.size == 1 else None,
     )
 
-  def outcomes(self, tasks: list[Task], examples: list[Example], trajectory: Trajectory) -> list[Outcome]:
-    """Scores every row of a trajectory; tasks and examples have one entry per row.
+  def outcomes(
+      self, tasks: list[Task], examples: Sequence[Example], trajectory: Trajectory,
+      problems: np.ndarray | None = None,
+  ) -> list[Outcome]:
+    """Scores the first rows of a trajectory; of several processes each scores those that are its own.
 
     To the metrics of the task it adds what the episode spent: decisions, response_length (slots), calls of environments
     and, of these, invalid_calls, which the end of the space cut off before they did anything.
+
+    Args:
+      problems: int[rows], which of `tasks` and `examples` each row belongs to; one after the other by default.
     """
-    states, finished, tokens, end, actions, language = jax.device_get((
+    problems = np.arange(len(tasks)) if problems is None else problems
+    rows = processes.own_rows(sharding.by_row(self.mesh), len(trajectory.end))
+    rows = rows[rows < len(problems)]
+    states, finished, tokens, end, actions, language = processes.fetch((
         trajectory.states, trajectory.finished, trajectory.tokens, trajectory.end, trajectory.actions,
         trajectory.language,
-    ))
+    ), rows)
     length = self.config.rollout.prompt_length
     results = []
-    for row, (task, example) in enumerate(zip(tasks, examples)):
+    for row, problem in enumerate(problems[rows]):
+      task, example = tasks[problem], examples[problem]
       state = jax.tree.map(lambda x, row=row: x[row], states)
       text = ''
       if task.reads_text:  # without the end-of-sequence token
@@ -115,7 +140,7 @@ class Experiment:
           'invalid_calls': calls - returns,
       }
       results.append(outcome._replace(metrics=outcome.metrics | spent))
-    return results
+    return [Outcome(*outcome) for outcome in processes.gather(results, rows, len(problems))]
 
   def render(self, trajectory: Trajectory, row: int) -> str:
     """One trajectory as text: prompt, then the response with what was written inside environments in [brackets]."""

@@ -16,6 +16,7 @@ from earl_jax.action_space import LANGUAGE
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.masked import NEGATIVE
 from earl_jax.model import transformer
+from earl_jax.sharding import constrain, for_decoding
 from earl_jax.trajectory import Trajectory
 
 
@@ -109,7 +110,8 @@ def read_prompts(
   cache = transformer.init_cache(config, count, length)
   hidden, cache = transformer.apply(config, params['model'], tokens, start, cache)
   grow = lambda x: jnp.pad(jnp.repeat(x, group, axis=1), [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)])  # noqa: E731
-  return jnp.repeat(hidden[:, -1], group, axis=0), jax.tree.map(grow, cache)
+  cache = jax.tree.map(lambda x: constrain(grow(x), None, 'rows', None, 'kv_heads'), cache)
+  return jnp.repeat(hidden[:, -1], group, axis=0), cache
 
 
 @functools.partial(
@@ -145,6 +147,7 @@ def rollout(
   """
   space = interface.space
   prompt_length = prompts.tokens.shape[1]
+  params = for_decoding(params, config.dtype)
 
   hidden, cache = read_prompts(config, params, prompts.tokens, prompts.start, group, slots)
   prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
@@ -238,7 +241,7 @@ def rollout(
     rest = decode(take_rows(state, rows))
     return jax.tree.map(lambda whole, part: whole.at[rows].set(part), state.trajectory, rest)
 
-  return decode(state)
+  return jax.tree.map(lambda x: constrain(x, 'rows'), decode(state))
 
 
 def previous_hidden(

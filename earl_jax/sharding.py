@@ -1,5 +1,6 @@
 """Mesh, logical axis rules, and the shardings of everything that lives on it."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,8 +11,10 @@ from earl_jax.config import MeshConfig, UserError
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # mesh axes that share out the rows of a batch
 
-# Logical axis -> mesh axis. What is not named is replicated.
-RULES = {'embed': 'fsdp', 'vocab': 'tensor', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor'}
+# Logical axis -> mesh axis or axes. What is not named is replicated.
+RULES = {
+    'rows': BATCH, 'embed': 'fsdp', 'vocab': 'tensor', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor',
+}
 
 # Last names of a parameter's path -> its logical axes, the layer axis left out.
 PARAMETERS = {
@@ -73,11 +76,7 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
   """A sharding for every leaf of a tree of parameters, or of anything that holds trees like it (optimizer states)."""
 
   def leaf(path, x):
-    names = tuple(k.key if hasattr(k, 'key') else getattr(k, 'name', None) for k in path)
-    axes = next((a for suffix, a in PARAMETERS.items() if names[-len(suffix):] == suffix), None)
-    if axes is None or x.ndim == 0:
-      return replicated(mesh)
-    axes = (None,) * (x.ndim - len(axes)) + axes
+    names, axes = _names(path), _logical_axes(path, x)
     spec = []
     for name, size in zip(axes, x.shape):
       rule = RULES.get(name)
@@ -93,3 +92,41 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def _names(path: tuple) -> tuple:
+  return tuple(k.key if hasattr(k, 'key') else getattr(k, 'name', None) for k in path)
+
+
+def _logical_axes(path: tuple, x: Any) -> tuple:
+  """The logical axes of a leaf; none for what holds no parameters."""
+  names = _names(path)
+  axes = next((a for suffix, a in PARAMETERS.items() if names[-len(suffix):] == suffix), ()) if x.ndim else ()
+  return (None,) * (x.ndim - len(axes)) + axes
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """`x` with its first axes shared out as the logical axes named; as it is outside of `jax.set_mesh`.
+
+  An axis that the mesh does not divide stays whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  rules = [RULES.get(name) for name in axes]
+  parts = [math.prod(mesh.shape[a] for a in ((rule,) if isinstance(rule, str) else rule or ())) for rule in rules]
+  spec = [rule if size % n == 0 else None for rule, n, size in zip(rules, parts, x.shape)]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def for_decoding(params: Any, dtype: str) -> Any:
+  """Parameters as the decode loop wants them: whole along fsdp, and in the dtype of the computation.
+
+  Gathered and cast once for all slots, not once for each. The scales of norms stay float32.
+  """
+  def leaf(path, x):
+    axes = _logical_axes(path, x)
+    x = x if _names(path)[-1] == 'scale' else x.astype(dtype)
+    return constrain(x, *(None if RULES.get(name) == 'fsdp' else name for name in axes))
+
+  return jax.tree_util.tree_map_with_path(leaf, params)

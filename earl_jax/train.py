@@ -30,11 +30,11 @@ import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
-from earl_jax import checkpoint, cli, evaluate, policy, sharding, update
+from earl_jax import checkpoint, cli, evaluate, policy, processes, sharding, update
 from earl_jax import config as config_lib
 from earl_jax import metrics as metrics_lib
 from earl_jax.action_space import ActionSpace
-from earl_jax.collect import collect, draw
+from earl_jax.collect import collect, draw, take_rows
 from earl_jax.config import Config, UserError
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import Experiment, set_up
@@ -179,16 +179,17 @@ def compile_update(
   config, by_row = experiment.config, sharding.by_row(experiment.mesh)
   count, group = config.rollout.prompts, config.rollout.group
   prompts = experiment.encode_prompts(*draw(experiment, stage=0, step=0))
-  rows, key = np.arange(count * group), jax.random.key(0)
-  trajectory = jax.eval_shape(lambda params: experiment.rollout(params, prompts, rows, key, group=group), state.params)
+  rows, key = np.arange(count * group, dtype=np.int32), jax.random.key(0)
+  trajectory = jax.eval_shape(experiment.decoder(group), state.params, prompts, rows, key)
   floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
   imitate = jax.ShapeDtypeStruct((count * group,), bool)
   batch = update.Batch(trajectory, floats(count * group), floats(*trajectory.tokens.shape), imitate)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row), batch)
   order = row_order(config, 0, np.zeros(count * group), np.zeros(count * group))
   calls = [(advance, state, batch, *order)] + ([(score, reference, batch.trajectory)] if reference is not None else [])
-  for f, *arguments in calls:
-    f.func.lower(*arguments, **f.keywords).compile()
+  with jax.set_mesh(experiment.mesh):  # each thread has its own
+    for f, *arguments in calls:
+      f.func.lower(*arguments, **f.keywords).compile()
 
 
 def rng_state(config: Config, step: int) -> list[int]:
@@ -216,7 +217,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
   )
   checkpoint.claim_workdir(workdir, dataclasses.asdict(config), experiment.environment_versions, CHANGEABLE)
   optimizer = update.make_optimizer(config.optimizer, config.steps * config.algorithm.mini_batches)
-  reference = jax.tree.map(jnp.copy, params) if config.algorithm.kl else None
+  reference = jax.jit(lambda params: jax.tree.map(jnp.copy, params))(params) if config.algorithm.kl else None
   initialise = functools.partial(update.init_state, optimizer=optimizer)
   shapes = jax.eval_shape(initialise, params)
   shardings = sharding.tree_shardings(experiment.mesh, shapes)
@@ -231,7 +232,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
   with checkpoint.Checkpointer(workdir) as checkpointer, StopSignal() as stop, futures.ThreadPoolExecutor(1) as thread:
     restored = checkpointer.restore(abstract)
     if restored is None:
-      step, state, solved = 0, jax.device_put(initialise(params), shardings), False
+      step, state, solved = 0, jax.jit(initialise, out_shardings=shardings)(params), False
       curriculum = Curriculum()
       interventions = Interventions.initial(experiment.interface.space.num_environments)
     else:
@@ -257,17 +258,23 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
         interventions = experience.interventions
         metrics = {'stage': curriculum.stage} | experience.metrics
         if step % config.sample_every == 0:
-          rows = range(0, len(experience.advantages), max(1, len(experience.advantages) // SAMPLES))
-          metrics_lib.write_samples(workdir, step, [experiment.render(experience.factual, row) for row in rows])
+          rows = np.arange(0, len(experience.advantages), max(1, len(experience.advantages) // SAMPLES))
+          shown = take_rows(experience.factual, rows, sharding.replicated(experiment.mesh))
+          metrics_lib.write_samples(workdir, step, [experiment.render(shown, i) for i in range(len(rows))])
 
         compiling.result()
-        trajectory = jax.device_put(experience.trajectory, by_row)
+        trajectory = experience.trajectory
         shape = trajectory.tokens.shape
-        scores = score(reference, trajectory) if reference is not None else np.zeros(shape, np.float32)
         imitate = np.full(len(experience.advantages), config.curriculum[curriculum.stage].imitate)
-        batch = jax.device_put(update.Batch(trajectory, experience.advantages, scores, imitate), by_row)
-        order = row_order(config, step, experience.advantages, np.asarray(trajectory.end))
-        state, update_metrics = advance(state, batch, *order)
+        advantages, imitate, zeros = processes.place(
+            (experience.advantages, imitate, np.zeros(shape, np.float32)), by_row
+        )
+        lengths = multihost_utils.process_allgather(trajectory.end, tiled=True)
+        order = row_order(config, step, experience.advantages, lengths)
+        with jax.set_mesh(experiment.mesh):
+          scores = score(reference, trajectory) if reference is not None else zeros
+          batch = update.Batch(trajectory, advantages, scores, imitate)
+          state, update_metrics = advance(state, batch, *order)
         metrics |= jax.device_get(update_metrics)
         metrics['seconds'] = time.monotonic() - began
         metrics['tokens_per_second'] = metrics['tokens'] / metrics['seconds']

@@ -1,0 +1,90 @@
+"""The same run in one process of four devices and in two of two: each makes and scores its own rows alone."""
+
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+from earl_jax import evaluate, processes
+from tests.runs import tiny
+
+STEPS, HALF = 5, 3
+
+
+def launch(workdir, model, count, devices, steps):
+  """Runs to `steps` in `count` processes of `devices` each; gives their output."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  job = [
+      tiny.start(
+          'train', f'--config={tiny.PATH}:{model}', f'--workdir={workdir}', f'--config.steps={steps}',
+          '--config.algorithm.micro_batch=8', *(['--distributed'] if count > 1 else []),
+          XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}', JAX_PLATFORMS='cpu',
+          JAX_COORDINATOR_ADDRESS=f'localhost:{port}', JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index),
+      )
+      for index in range(count)
+  ]
+  told = [process.communicate(timeout=600) for process in job]
+  for process, (_, error) in zip(job, told):
+    assert process.returncode == 0, error[-3000:]
+  return told
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return tiny.write_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='module')
+def runs(model, tmp_path_factory):
+  """Workdirs: of one process, of two, and of two that one process went on from."""
+  folder = tmp_path_factory.mktemp('runs')
+  launch(folder / 'one', model, 1, 4, STEPS)
+  launch(folder / 'both', model, 2, 2, HALF)
+  told = launch(folder / 'two', model, 2, 2, STEPS)
+  launch(folder / 'both', model, 1, 4, STEPS)
+  return folder, told
+
+
+@pytest.mark.parametrize('other', ['two', 'both'])
+def test_the_same_metrics(runs, other):
+  """Losses, rewards and what CPO counts; `both` was saved by two processes and restored by one."""
+  one, many = tiny.read_metrics(runs[0] / 'one'), tiny.read_metrics(runs[0] / other)
+  assert len(one) == len(many) == STEPS
+  for expected, line in zip(one, many):
+    assert line.keys() == expected.keys()
+    assert 'loss' in line and 'counterfactual/gain' in line
+    for name, value in expected.items():
+      np.testing.assert_allclose(line[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('other', ['two', 'both'])
+def test_the_same_parameters(runs, other):
+  def final(name):
+    _, params, step = evaluate.load(runs[0] / name, evaluate.read_config(runs[0] / name))
+    assert step == STEPS
+    return jax.tree_util.tree_leaves_with_path(params)
+
+  for (path, expected), (_, leaf) in zip(final('one'), final(other)):
+    np.testing.assert_allclose(leaf, expected, atol=1e-5, err_msg=str(path))
+
+
+def test_one_process_alone_reports(runs):
+  """Of two, the first writes the table, the samples and the metrics."""
+  (first, _), (second, _) = runs[1]
+  assert 'exact match' in first and not second
+  samples = lambda name: {path.name: path.read_text() for path in (runs[0] / name / 'samples').iterdir()}  # noqa: E731
+  assert samples('two') == samples('one')
+
+
+def test_of_one_process_all_rows_are_its_own():
+  mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+  shard = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  np.testing.assert_array_equal(processes.own_rows(shard, 5), np.arange(5))
+  np.testing.assert_array_equal(processes.held_rows(shard, 5), np.arange(5))
+  rows = np.array([3, 1])
+  tree = {'x': np.arange(10).reshape(5, 2)}
+  np.testing.assert_array_equal(processes.fetch(processes.place(tree, shard), rows)['x'], tree['x'][rows])
+  assert processes.gather([1, 2], rows, 2) == [1, 2]
