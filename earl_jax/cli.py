@@ -17,14 +17,14 @@ __all__ = ['prepare_jax', 'run']
 
 
 def run(
-    main: Callable[[flags.FlagValues], None],
+    main: Callable[[flags.FlagValues], int | None],
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     argv: Sequence[str] | None = None,
 ) -> int:
-  """Runs an entry point and gives its exit status: 0, or 2 after one line that says what the user can mend.
+  """Runs an entry point and gives its exit status: that of `main`, or 2 after one line on what the user can mend.
 
   Args:
-    main: takes the parsed flags.
+    main: takes the parsed flags; no status is status 0.
     define_flags: adds the program's flags to the FlagValues it gets; the list is `argv`.
     argv: program name and arguments; those of the process by default.
   """
@@ -40,11 +40,10 @@ def run(
       print(f'{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}')
       return 0
     _parse(values, argv)
-    main(values)
+    return main(values) or 0
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  return 0
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> None:

@@ -63,6 +63,7 @@ class AlgorithmConfig:
       pushes down everything a good policy does, the end of the episode included. Nothing changes at fraction 0.
     entropy: coefficient of the entropy bonus.
     kl: coefficient of the KL to the reference policy; 0 keeps none in memory.
+    reference_on_host: between its uses the reference policy waits in the memory of the hosts, not of the devices.
     clip_low, clip_high, dual_clip: of the surrogate.
     mini_batches: optimizer steps a rollout batch is split into, by prompts.
     micro_batch: rows per forward and backward pass.
@@ -76,6 +77,7 @@ class AlgorithmConfig:
   only_gains: bool = False
   entropy: float = 0.0
   kl: float = 0.001
+  reference_on_host: bool = False
   clip_low: float = 0.2
   clip_high: float = 0.2
   dual_clip: float = 3.0
@@ -112,6 +114,9 @@ class Config:
 
   Attributes:
     model: 'embedded', or the folder of a Hugging Face checkpoint.
+    dtype: of the computation, 'float32' or 'bfloat16'. Weights to be trained and the optimizer's are float32.
+    remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
+      'full' (every layer). Each needs less memory than the one before, and more time.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
     seed: of data, sampling and interventions.
@@ -124,6 +129,8 @@ class Config:
   """
 
   model: str = 'embedded'
+  dtype: str = 'float32'
+  remat: str = 'none'
   interface: str = 'expanded'
   instructions: bool = False
   seed: int = 0
@@ -209,8 +216,11 @@ def _check(config: Config) -> None:
     for call in s.tasks:
       require(isinstance(call, (tuple, list)) and len(call) == 3 and call[2] > 0, f'curriculum[{i}].tasks', call,
               "write each task as (name, options, share > 0), such as ('sort', {'n': 4}, 1.0)")
-  interfaces = ('expanded', 'tagged')
-  require(config.interface in interfaces, 'interface', config.interface, f'choose one of {", ".join(interfaces)}')
+  for field, kinds in (
+      ('interface', ('expanded', 'tagged')), ('dtype', ('float32', 'bfloat16')), ('remat', ('none', 'dots', 'full')),
+  ):
+    value = getattr(config, field)
+    require(value in kinds, field, value, f'choose one of {", ".join(kinds)}')
   for field in ('steps', 'window', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts'):
     require(getattr(config, field) >= 1, field, getattr(config, field), 'choose a number from 1 on')
   for field in ('prompts', 'prompt_length', 'response_length', 'chunk'):

@@ -3,8 +3,9 @@
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4 [--config.seed=1 ...]
 
 The same command resumes a run that was stopped or killed, as if nothing had happened. SIGTERM and Ctrl-C save a
-checkpoint after the step in progress and exit with status 0; a second one ends at once. Exit status 2: something in the
-command or the config has to be mended, and one line says what.
+checkpoint after the step in progress and exit with status 0; a second one ends at once. With --distributed the status
+is 75 then, for the engine that runs the job to start it again. Exit status 2: something in the command or the config
+has to be mended, and one line says what.
 
 The workdir holds config.json and versions.json (what the run is), metrics.jsonl and TensorBoard events, samples/,
 checkpoints/ and, at the end, evaluation.json.
@@ -13,7 +14,6 @@ checkpoints/ and, at the end, evaluation.json.
 from concurrent import futures
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 import signal
@@ -25,21 +25,19 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
-from earl_jax import checkpoint, cli, evaluate, policy, processes, sharding, update
+from earl_jax import checkpoint, cli, evaluate, processes, sharding, update
 from earl_jax import config as config_lib
 from earl_jax import metrics as metrics_lib
-from earl_jax.action_space import ActionSpace
+from earl_jax import reference as reference_lib
+from earl_jax.batches import row_order, shared_rows
 from earl_jax.collect import collect, draw, take_rows
 from earl_jax.config import Config, UserError
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import Experiment, set_up
-from earl_jax.model.transformer import ModelConfig
-from earl_jax.trajectory import Trajectory
 
 __all__ = ['train']
 
@@ -107,74 +105,14 @@ class StopSignal:
     return self._received is not None or multihost_utils.reached_preemption_sync_point(step)
 
 
-def shared_rows(config: Config) -> int:
-  """Rows of one prompt that the update keeps side by side, so as to read the prompt once for them.
-
-  A quarter of a micro-batch at most: the rows in it should also be of similar length, and those of a group need not be.
-  """
-  return math.gcd(config.rollout.group, max(1, config.algorithm.micro_batch // 4))
-
-
-def row_order(
-    config: Config, step: int, advantages: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """A random split of the prompts into mini-batches, and of their rows into micro-batches by length.
-
-  The rows of a prompt are cut into blocks of `shared_rows` by length, and the blocks of a mini-batch are sorted by
-  length too. Under `skip_zero` rows with advantage 0 count as longer than any, and micro-batches that hold no other are
-  left out.
-
-  Args:
-    advantages, lengths: [B].
-
-  Returns:
-    int32[mini-batches, micro-batches, rows], and int32[mini-batches]: how many micro-batches the update works through.
-  """
-  group, minis, micro = config.rollout.group, config.algorithm.mini_batches, config.algorithm.micro_batch
-  idle = (advantages == 0) & config.algorithm.skip_zero
-  length = np.where(idle, np.max(lengths) + 1, lengths)
-  rows = np.random.default_rng([config.seed, 3, step]).permutation(config.rollout.prompts)[:, None] * group
-  rows = rows + np.argsort(length.reshape(-1, group), axis=1, kind='stable')[rows[:, 0] // group]
-  blocks = rows.reshape(minis, -1, shared_rows(config))
-  order = np.argsort(np.min(length[blocks], axis=2), axis=1, kind='stable')
-  order = np.take_along_axis(blocks, order[..., None], axis=1).reshape(minis, -1, micro)
-  counts = np.sum(~np.all(idle[order], axis=2), axis=1)
-  return order.astype(np.int32), counts.astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch', 'prompt_length', 'shared'))
-def reference_log_probs(
-    reference: policy.Params, trajectory: Trajectory, *, model: ModelConfig, space: ActionSpace, micro_batch: int,
-    prompt_length: int, shared: int = 1,
-) -> jax.Array:
-  """float32[B, T]: log-probabilities of the reference policy over V alone, `micro_batch` rows at a time."""
-  slots = trajectory.slots
-
-  def score(rows):
-    scores = update.score(reference, model, space, rows, prompt_length=prompt_length, shared=shared)
-    return jnp.pad(scores.vocabulary_log_probs, [(0, 0), (0, slots - rows.slots)])
-
-  # With blocks of `shared` rows, micro-batch i holds blocks i, i + N/m, …: every device scores rows that it has.
-  split = lambda x: x.reshape(micro_batch // shared, -1, shared, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
-  merge = lambda x: x.reshape(x.shape[0], micro_batch, *x.shape[3:])  # noqa: E731
-  scores = jax.lax.map(
-      lambda rows: update.at_width(score, rows, rows, prompt_length),
-      jax.tree.map(lambda x: merge(split(x)), trajectory),
-  )
-  scores = scores.reshape(-1, micro_batch // shared, shared, slots).swapaxes(0, 1)
-  return scores.reshape(trajectory.tokens.shape)
-
-
 def compile_update(
-    experiment: Experiment, state: Any, reference: policy.Params | None, score: functools.partial,
-    advance: functools.partial,
+    experiment: Experiment, state: Any, score: functools.partial, advance: functools.partial
 ) -> None:
   """Compiles what follows the rollouts, in a thread beside theirs: on two cores the first step comes 12 % sooner.
 
   Args:
     state: shapes and shardings of the TrainState.
-    reference: parameters of the reference policy, or None.
-    score, advance: `reference_log_probs` and `update.update_step` with their settings.
+    score, advance: `reference.log_probs` and `update.update_step` with their settings.
   """
   config, by_row = experiment.config, sharding.by_row(experiment.mesh)
   count, group = config.rollout.prompts, config.rollout.group
@@ -186,10 +124,18 @@ def compile_update(
   batch = update.Batch(trajectory, floats(count * group), floats(*trajectory.tokens.shape), imitate)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row), batch)
   order = row_order(config, 0, np.zeros(count * group), np.zeros(count * group))
-  calls = [(advance, state, batch, *order)] + ([(score, reference, batch.trajectory)] if reference is not None else [])
+  calls = [(advance, state, batch, *order)] + [(score, state.params, batch.trajectory)] * bool(config.algorithm.kl)
   with jax.set_mesh(experiment.mesh):  # each thread has its own
     for f, *arguments in calls:
       f.func.lower(*arguments, **f.keywords).compile()
+
+
+class Run(NamedTuple):
+  """What `train` leaves: the experiment, its state, and whether a signal stopped it before its end."""
+
+  experiment: Experiment
+  state: update.TrainState
+  stopped: bool
 
 
 def rng_state(config: Config, step: int) -> list[int]:
@@ -197,15 +143,12 @@ def rng_state(config: Config, step: int) -> list[int]:
   return jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), step)).tolist()
 
 
-def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, update.TrainState]:
+def train(config: Config, workdir: str | pathlib.Path) -> Run:
   """Trains, or goes on training, the run in `workdir`, until the end, until it is solved, or until a signal.
 
   Args:
     config: what `config.parse` returns. A resumed run may change the fields in `CHANGEABLE`.
     workdir: created if need be.
-
-  Returns:
-    the experiment and the final state.
 
   Raises:
     UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
@@ -217,13 +160,14 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
   )
   checkpoint.claim_workdir(workdir, dataclasses.asdict(config), experiment.environment_versions, CHANGEABLE)
   optimizer = update.make_optimizer(config.optimizer, config.steps * config.algorithm.mini_batches)
-  reference = jax.jit(lambda params: jax.tree.map(jnp.copy, params))(params) if config.algorithm.kl else None
   initialise = functools.partial(update.init_state, optimizer=optimizer)
   shapes = jax.eval_shape(initialise, params)
   shardings = sharding.tree_shardings(experiment.mesh, shapes)
+  on_host = config.algorithm.reference_on_host
+  reference = reference_lib.keep(params, shardings.params, on_host) if config.algorithm.kl else None
   by_row = sharding.by_row(experiment.mesh)
   goal = [task for task, _ in experiment.stages[-1]]
-  score = functools.partial(reference_log_probs, micro_batch=config.algorithm.micro_batch, **settings)
+  score = functools.partial(reference_lib.log_probs, micro_batch=config.algorithm.micro_batch, **settings)
   advance = functools.partial(
       update.update_step, optimizer=optimizer, config=config.algorithm, mesh=experiment.mesh, **settings
   )
@@ -253,7 +197,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
     with metrics_lib.MetricsWriter(workdir, config.steps, step) as writer:
       while step < config.steps and not stopped and not (solved and config.stop_at_solved):
         began = time.monotonic()
-        compiling = compiling or thread.submit(compile_update, experiment, abstract, reference, score, advance)
+        compiling = compiling or thread.submit(compile_update, experiment, abstract, score, advance)
         experience = collect(experiment, state.params, curriculum.stage, step, interventions)
         interventions = experience.interventions
         metrics = {'stage': curriculum.stage} | experience.metrics
@@ -272,7 +216,9 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
         lengths = multihost_utils.process_allgather(trajectory.end, tiled=True)
         order = row_order(config, step, experience.advantages, lengths)
         with jax.set_mesh(experiment.mesh):
-          scores = score(reference, trajectory) if reference is not None else zeros
+          scores = zeros
+          if reference is not None:
+            scores = score(jax.device_put(reference, shardings.params), trajectory)
           batch = update.Batch(trajectory, advantages, scores, imitate)
           state, update_metrics = advance(state, batch, *order)
         metrics |= jax.device_get(update_metrics)
@@ -306,7 +252,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> tuple[Experiment, upda
     evaluate.write(workdir, goal, results)
     if jax.process_index() == 0:
       print(f'{workdir}, after {step} steps\n{evaluate.table(results)}')
-  return experiment, state
+  return Run(experiment, state, stopped)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -324,7 +270,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   )
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: flags.FlagValues) -> int:
   if not values['config'].present:
     raise UserError('--config is missing; give a config file, such as --config=configs/sort4.py')
   path = pathlib.Path(config_flags.get_config_filename(values['config']).partition(':')[0])
@@ -337,7 +283,8 @@ def main(values: flags.FlagValues) -> None:
   if values.distributed:
     count, index = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
     jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
-  train(config, pathlib.Path(values.workdir or pathlib.Path('runs', path.stem)))
+  run = train(config, pathlib.Path(values.workdir or pathlib.Path('runs', path.stem)))
+  return os.EX_TEMPFAIL if run.stopped and values.distributed else 0
 
 
 if __name__ == '__main__':

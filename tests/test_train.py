@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax import collect, train, update
+from earl_jax import batches, collect, reference, train, update
 from earl_jax.config import Stage, UserError
 from earl_jax.counterfactual import Interventions
 from earl_jax.experiment import set_up
@@ -51,7 +51,7 @@ def compile_once(config):
 def whole(config, tmp_path_factory):
   """Workdir and final state of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole')
-  return workdir, train.train(config, workdir)[1]
+  return workdir, train.train(config, workdir).state
 
 
 def assert_same_run(workdir, state, whole):
@@ -82,7 +82,7 @@ def test_end_to_end(config, whole, capsys):
   assert set(json.loads((workdir / 'evaluation.json').read_text())['sort']) == {'2', '3'}
 
   before = (workdir / 'metrics.jsonl').read_bytes()
-  _, again = train.train(config, workdir)  # nothing is left to do
+  again = train.train(config, workdir).state  # nothing is left to do
   chex.assert_trees_all_equal(again, state)
   assert (workdir / 'metrics.jsonl').read_bytes() == before
   assert 'after 5 steps' in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, stop
       train.train(config, tmp_path)
     assert tiny.checkpoints(tmp_path)[-1] == stop
     assert not (tmp_path / 'evaluation.json').exists()
-  _, state = train.train(config, tmp_path)
+  state = train.train(config, tmp_path).state
   assert_same_run(tmp_path, state, whole)
 
 
@@ -121,7 +121,7 @@ def test_signal_saves(config, whole, tmp_path, monkeypatch, capsys, number):
   assert tiny.checkpoints(tmp_path) == [1]
   out, err = capsys.readouterr()
   assert 'stopped, 1 of 5 steps saved' in out and f'{number.name}: saving after this step' in err
-  assert_same_run(tmp_path, train.train(config, tmp_path)[1], whole)
+  assert_same_run(tmp_path, train.train(config, tmp_path).state, whole)
 
 
 def test_damaged_newest_checkpoint(config, whole, tmp_path, caplog):
@@ -129,7 +129,7 @@ def test_damaged_newest_checkpoint(config, whole, tmp_path, caplog):
   folder = tmp_path / 'run' / 'checkpoints' / '5'
   largest = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
   os.truncate(largest, largest.stat().st_size // 2)
-  _, state = train.train(config, tmp_path / 'run')
+  state = train.train(config, tmp_path / 'run').state
   assert 'step 5 is unreadable' in caplog.text and 'using step 4' in caplog.text
   assert_same_run(tmp_path / 'run', state, whole)
 
@@ -143,7 +143,7 @@ def test_other_config_changes_nothing(config, whole):
 
 def test_run_can_be_extended(config, whole, tmp_path):
   train.train(dataclasses.replace(config, steps=3), tmp_path)
-  assert_same_run(tmp_path, train.train(config, tmp_path)[1], whole)
+  assert_same_run(tmp_path, train.train(config, tmp_path).state, whole)
 
 
 def test_stops_when_solved(config, tmp_path, monkeypatch):
@@ -190,7 +190,8 @@ def test_no_compilation_after_warm_up(config, tmp_path, monkeypatch):
 
 
 def test_reference_scores_and_kl(model, tmp_path):
-  config = tiny.parsed(model, **{'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'steps': 2})
+  config_changes = {'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'steps': 2}
+  config = tiny.parsed(model, **config_changes)
   experiment, params = set_up(config)
   experience = collect.collect(experiment, params, 0, 0, Interventions.initial(2))
   settings = dict(
@@ -198,25 +199,31 @@ def test_reference_scores_and_kl(model, tmp_path):
   )
   scores = update.score(params, trajectory=experience.trajectory, **settings)
   for shared in (1, 2, 4):
-    got = train.reference_log_probs(params, experience.trajectory, micro_batch=4, shared=shared, **settings)
+    got = reference.log_probs(params, experience.trajectory, micro_batch=4, shared=shared, **settings)
     np.testing.assert_allclose(got, scores.vocabulary_log_probs, atol=1e-5)
   # what the sampler recorded is what the trainer computes
   np.testing.assert_allclose(scores.log_probs, experience.trajectory.log_probs, atol=1e-4)
 
-  train.train(config, tmp_path)
-  first, second = (line['kl'] for line in tiny.read_metrics(tmp_path))
+  train.train(config, tmp_path / 'run')
+  metrics = tiny.read_metrics(tmp_path / 'run')
+  first, second = (line['kl'] for line in metrics)
   assert abs(first) < 1e-6 < second
+
+  waiting = reference.keep(params, jax.tree.map(lambda x: x.sharding, params), on_host=True)
+  assert {x.sharding.memory_kind for x in jax.tree.leaves(waiting)} == {'pinned_host'}
+  train.train(tiny.parsed(model, **config_changes, **{'algorithm.reference_on_host': True}), tmp_path / 'host')
+  assert tiny.read_metrics(tmp_path / 'host') == metrics
 
 
 def test_row_order(config):
   config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompts=8))
   lengths = np.random.default_rng(0).integers(10, 60, 32)
-  rows, counts = train.row_order(config, 3, np.zeros(32), lengths)
+  rows, counts = batches.row_order(config, 3, np.zeros(32), lengths)
   assert rows.shape == (2, 4, 4) and counts.tolist() == [4, 4]
   assert sorted(rows.reshape(-1)) == list(range(32))
   assert not set(rows[0].reshape(-1) // 4) & set(rows[1].reshape(-1) // 4)  # groups stay together
   assert (np.diff(lengths[rows].reshape(2, -1)) >= 0).all()  # and rows of similar length, one block being one row here
-  other = train.row_order(config, 4, np.zeros(32), lengths)[0]
+  other = batches.row_order(config, 4, np.zeros(32), lengths)[0]
   assert set(rows[0].reshape(-1)) != set(other[0].reshape(-1))
 
 
@@ -226,8 +233,8 @@ def test_rows_without_advantage_come_last(config, micro, shared, busy):
   config = dataclasses.replace(config, algorithm=algorithm, rollout=dataclasses.replace(config.rollout, prompts=8))
   advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)  # in every other group all four rows, in the next ones one
   lengths = np.random.default_rng(0).integers(10, 60, 32)
-  rows, counts = train.row_order(config, 3, advantages, lengths)
-  assert train.shared_rows(config) == shared
+  rows, counts = batches.row_order(config, 3, advantages, lengths)
+  assert batches.shared_rows(config) == shared
   assert sorted(rows.reshape(-1)) == list(range(32))
   blocks = rows.reshape(-1, shared)
   assert (blocks // 4 == blocks[:, :1] // 4).all()  # of one prompt

@@ -74,7 +74,7 @@ def test_the_same_parameters(runs, other):
 def test_one_process_alone_reports(runs):
   """Of two, the first writes the table, the samples and the metrics."""
   (first, _), (second, _) = runs[1]
-  assert 'exact match' in first and not second
+  assert 'exact match' in first and 'exact match' not in second
   samples = lambda name: {path.name: path.read_text() for path in (runs[0] / name / 'samples').iterdir()}  # noqa: E731
   assert samples('two') == samples('one')
 
