@@ -1,4 +1,4 @@
-"""Qwen2-style decoder: RMSNorm, rotary positions, grouped-query attention with q/k/v bias, SwiGLU.
+"""The decoder of Qwen2, Qwen3 and Llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
 Linen is confined to this folder; outside, parameters are a nested dict of arrays.
 
@@ -15,13 +15,34 @@ import jax
 import jax.numpy as jnp
 
 
+class RopeScaling(NamedTuple):
+  """How Llama 3 slows the rotations down that do not complete a turn within the length it was first trained on.
+
+  Attributes:
+    factor: by how much.
+    low_freq_factor, high_freq_factor: turns within that length: below the first, a rotation is slowed down by the whole
+      factor; above the second, not at all; in between by a mix.
+    original_max_position_embeddings: that length.
+  """
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_position_embeddings: int
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape of the decoder, in the names of Hugging Face's config.json.
 
   Attributes:
     vocab_size: rows of the embedding, padding rows included; may exceed `len(tokenizer)`.
+    attention_bias: which of the projections q, k, v and o have a bias, such as 'qkv' (Qwen2) or '' (Qwen3, Llama).
+    qk_norm: queries and keys are normalised head by head (Qwen3).
+    max_position_embeddings: what the checkpoint says it was made for; nothing here depends on it.
     dtype: of the computation; parameters are float32.
+    remat: what the backward pass finds stored: 'none' = everything; 'dots' = outputs of matrix products with
+      parameters; 'full' = inputs of a layer, and its queries, keys and values. The rest it computes again.
   """
 
   vocab_size: int
@@ -32,9 +53,21 @@ class ModelConfig:
   num_key_value_heads: int
   head_dim: int
   rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
   rms_norm_eps: float = 1e-6
   tie_word_embeddings: bool = True
+  attention_bias: str = 'qkv'
+  qk_norm: bool = False
+  max_position_embeddings: int = 32_768
   dtype: str = 'float32'
+  remat: str = 'none'
+
+
+REMAT = {
+    'none': lambda f: f,
+    'dots': functools.partial(nn.remat, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    'full': functools.partial(nn.remat, policy=jax.checkpoint_policies.nothing_saveable),
+}
 
 
 class KVCache(NamedTuple):
@@ -50,11 +83,21 @@ def init_cache(config: ModelConfig, batch: int, slots: int) -> KVCache:
   return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
-def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+def rotation_speeds(config: ModelConfig) -> jax.Array:
+  """float32[H / 2]: radians per position of every pair of features."""
+  half = config.head_dim // 2
+  speed = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if config.rope_scaling is None:
+    return speed
+  factor, low, high, length = config.rope_scaling
+  turns = length * speed / (2 * jnp.pi)
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return kept * speed + (1 - kept) * speed / factor
+
+
+def rotary(x: jax.Array, positions: jax.Array, speed: jax.Array) -> jax.Array:
   """Rotates x [B, S, heads, H] by positions int32[B, S] (RoFormer, in the two-halves layout of Llama and Qwen)."""
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+  angle = positions[:, :, None, None].astype(jnp.float32) * speed
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -80,15 +123,10 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, carry, layer, positions, mask, slot):
-    c = self.config
     x, cache = carry
-    dense = functools.partial(nn.DenseGeneral, dtype=c.dtype, kernel_init=nn.initializers.normal(0.02))
-    query_heads, key_heads = (c.num_attention_heads, c.head_dim), (c.num_key_value_heads, c.head_dim)
-
-    y = RMSNorm(c.rms_norm_eps, name='attention_norm')(x)
-    q = rotary(dense(query_heads, name='q')(y), positions, c.rope_theta)
-    k = rotary(dense(key_heads, name='k')(y), positions, c.rope_theta)
-    v = dense(key_heads, name='v')(y)
+    # What is recomputed leaves the cache out: it would be kept whole for every layer, as an input.
+    remat = REMAT[self.config.remat]
+    q, k, v = remat(_project)(self, x, positions)
     if cache is not None:
       at = (layer, 0, slot, 0, 0)
       cache = KVCache(
@@ -97,24 +135,46 @@ class Block(nn.Module):
       )
       k = jax.lax.dynamic_index_in_dim(cache.keys, layer, keepdims=False)
       v = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
+    return (remat(_attend)(self, x, q, k, v, mask), cache), None
 
-    b, s, n, h = q.shape
-    # The queries that share a head of keys are rows of one matrix product. The softmax is divided out after the second
-    # product, where there is less to divide.
-    groups = c.num_key_value_heads
-    q = (q * h**-0.5).reshape(b, s, groups, n // groups, h).swapaxes(1, 2).reshape(b, groups, -1, h)
-    scores = jnp.einsum('bkqh,btkh->bkqt', q, k).astype(jnp.float32).reshape(b, groups, s, n // groups, -1)
-    scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, :, None]
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    y = jnp.einsum('bkqt,btkh->bkqh', weights.astype(c.dtype).reshape(b, groups, s * n // groups, -1), v)
-    y = (y.reshape(*total.shape[:-1], h) / total).astype(c.dtype).swapaxes(1, 2).reshape(b, s, n, h)
-    x = x + dense(c.hidden_size, axis=(-2, -1), use_bias=False, name='o')(y)
+  def dense(self, features, name, axis=-1, use_bias=False):
+    init = nn.initializers.normal(0.02)
+    return nn.DenseGeneral(features, axis, use_bias=use_bias, dtype=self.config.dtype, kernel_init=init, name=name)
 
-    y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
-    gate = dense(c.intermediate_size, use_bias=False, name='gate')(y)
-    up = dense(c.intermediate_size, use_bias=False, name='up')(y)
-    return (x + dense(c.hidden_size, use_bias=False, name='down')(jax.nn.silu(gate) * up), cache), None
+
+def _project(block: Block, x, positions):
+  """Queries, keys and values of x [B, S, D]: dtype[B, S, N or K, H]."""
+  c = block.config
+  y = RMSNorm(c.rms_norm_eps, name='attention_norm')(x)
+  q, k, v = (
+      block.dense((heads, c.head_dim), name, use_bias=name in c.attention_bias)(y)
+      for name, heads in (('q', c.num_attention_heads), ('k', c.num_key_value_heads), ('v', c.num_key_value_heads))
+  )
+  if c.qk_norm:
+    q, k = RMSNorm(c.rms_norm_eps, name='q_norm')(q), RMSNorm(c.rms_norm_eps, name='k_norm')(k)
+  speed = rotation_speeds(c)
+  return rotary(q, positions, speed), rotary(k, positions, speed), v
+
+
+def _attend(block: Block, x, q, k, v, mask):
+  """x [B, S, D] after attention of q [B, S, N, H] to k, v [B, T, K, H], and after the feed-forward part."""
+  c = block.config
+  b, s, n, h = q.shape
+  # The queries that share a head of keys are rows of one matrix product. The softmax is divided out after the second
+  # product, where there is less to divide.
+  groups = c.num_key_value_heads
+  q = (q * h**-0.5).reshape(b, s, groups, n // groups, h).swapaxes(1, 2).reshape(b, groups, -1, h)
+  scores = jnp.einsum('bkqh,btkh->bkqt', q, k).astype(jnp.float32).reshape(b, groups, s, n // groups, -1)
+  scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, :, None]
+  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+  total = weights.sum(axis=-1, keepdims=True)
+  y = jnp.einsum('bkqt,btkh->bkqh', weights.astype(c.dtype).reshape(b, groups, s * n // groups, -1), v)
+  y = (y.reshape(*total.shape[:-1], h) / total).astype(c.dtype).swapaxes(1, 2).reshape(b, s, n, h)
+  x = x + block.dense(c.hidden_size, 'o', axis=(-2, -1), use_bias='o' in c.attention_bias)(y)
+
+  y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
+  gate, up = block.dense(c.intermediate_size, 'gate')(y), block.dense(c.intermediate_size, 'up')(y)
+  return x + block.dense(c.hidden_size, 'down')(jax.nn.silu(gate) * up)
 
 
 class Transformer(nn.Module):
@@ -142,7 +202,7 @@ class Transformer(nn.Module):
     mask = (keys[None, None] <= slots[None, :, None]) & (keys[None, None] >= start[:, None, None])
 
     table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
-    x = table.astype(c.dtype)[tokens]
+    x = table[tokens].astype(c.dtype)
     blocks = nn.scan(
         Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.num_hidden_layers,
         unroll=min(4, c.num_hidden_layers), in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
