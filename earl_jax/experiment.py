@@ -174,7 +174,7 @@ def set_up(config: Config) -> tuple[Experiment, policy.Params]:
   """
   folder = EMBEDDED if config.model == 'embedded' else pathlib.Path(config.model)
   tokenizer = tokenizer_lib.load_tokenizer(folder)
-  model = hf.read_config(folder)
+  model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
   if model.vocab_size < len(tokenizer):
     raise UserError(
         f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from earl_jax.sharding import constrain
+
 
 class RopeScaling(NamedTuple):
   """How Llama 3 slows the rotations down that do not complete a turn within the length it was first trained on.
@@ -153,7 +155,9 @@ def _project(block: Block, x, positions):
   if c.qk_norm:
     q, k = RMSNorm(c.rms_norm_eps, name='q_norm')(q), RMSNorm(c.rms_norm_eps, name='k_norm')(k)
   speed = rotation_speeds(c)
-  return rotary(q, positions, speed), rotary(k, positions, speed), v
+  q, k = rotary(q, positions, speed), rotary(k, positions, speed)
+  heads = ('heads', 'kv_heads', 'kv_heads')
+  return tuple(constrain(y, 'rows', None, axis) for y, axis in zip((q, k, v), heads))
 
 
 def _attend(block: Block, x, q, k, v, mask):
@@ -174,7 +178,8 @@ def _attend(block: Block, x, q, k, v, mask):
 
   y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
   gate, up = block.dense(c.intermediate_size, 'gate')(y), block.dense(c.intermediate_size, 'up')(y)
-  return x + block.dense(c.hidden_size, 'down')(jax.nn.silu(gate) * up)
+  y = constrain(jax.nn.silu(gate) * up, 'rows', None, 'mlp')
+  return constrain(x + block.dense(c.hidden_size, 'down')(y), 'rows')
 
 
 class Transformer(nn.Module):
@@ -202,7 +207,7 @@ class Transformer(nn.Module):
     mask = (keys[None, None] <= slots[None, :, None]) & (keys[None, None] >= start[:, None, None])
 
     table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
-    x = table[tokens].astype(c.dtype)
+    x = constrain(table[tokens].astype(c.dtype), 'rows')
     blocks = nn.scan(
         Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.num_hidden_layers,
         unroll=min(4, c.num_hidden_layers), in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),

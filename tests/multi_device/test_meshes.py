@@ -79,6 +79,12 @@ def test_rows_are_shared_out(results, mesh):
   assert results[mesh][1]['row_shards'] == f'({16 // parts}, 128)'
 
 
+@pytest.mark.parametrize('mesh', MESHES)
+def test_activations_are_shared_out_by_row(results, mesh):
+  parts = np.prod([int(n) for n in mesh.split('x')][:2])
+  assert results[mesh][1]['activations'] == [8 // parts, 4, 16]
+
+
 def test_an_update_leaves_the_state_where_it_was(results):
   """Or the next step would be compiled once more, and a resumed run would be another program."""
   assert {mesh: results[mesh][1]['moved'] for mesh in MESHES} == {mesh: [] for mesh in MESHES}

@@ -17,6 +17,7 @@ from earl_jax import sharding, update
 from earl_jax.collect import collect
 from earl_jax.config import MeshConfig
 from earl_jax.counterfactual import Interventions
+from earl_jax.model import transformer
 from tests import core_fixtures as core
 
 MESHES = {'8x1x1': (8, 1, 1), '2x2x2': (2, 2, 2), '1x4x2': (1, 4, 2)}
@@ -48,6 +49,9 @@ def run(mesh, folder):
       optimizer=optimizer, model=core.MODEL, space=experiment.interface.space, config=experiment.config.algorithm,
       mesh=mesh, prompt_length=core.PROMPT,
   )
+  with jax.set_mesh(mesh):  # no shardings are given but those of the parameters
+    tokens, start = np.zeros((8, 4), np.int32), np.zeros(8, np.int32)
+    hidden, _ = jax.jit(transformer.apply, static_argnums=0)(core.MODEL, state.params['model'], tokens, start)
   arrays = {'trajectory' + k: v for k, v in names(trajectory).items()}
   arrays |= {'factual' + k: v for k, v in names(factual).items()}
   arrays |= {'params' + k: np.asarray(v) for k, v in names(state.params).items()}
@@ -57,6 +61,7 @@ def run(mesh, folder):
   folder.with_suffix('.json').write_text(json.dumps({
       'shards': before,
       'moved': [name for (name, leaf), wanted in pairs if not leaf.sharding.is_equivalent_to(wanted, leaf.ndim)],
+      'activations': hidden.sharding.shard_shape(hidden.shape),
       'rewritten': experience.metrics['counterfactual/rewritten'],
       'row_shards': str(experience.factual.tokens.sharding.shard_shape(experience.factual.tokens.shape)),
   }))
