@@ -9,11 +9,13 @@ import traceback
 
 from absl import flags, logging
 import jax
+import ml_collections
+from ml_collections import config_flags
 
 from earl_jax import config as config_lib
 from earl_jax.config import Config, UserError
 
-__all__ = ['prepare_jax', 'run']
+__all__ = ['prepare_jax', 'read_config', 'run']
 
 
 def run(
@@ -100,6 +102,22 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _one_line(error: BaseException) -> str:
   text = ' '.join(str(error).split())
   return text if isinstance(error, (flags.Error, UserError)) else f'{type(error).__name__}: {text}'
+
+
+def read_config(values: flags.FlagValues) -> tuple[pathlib.Path, Config]:
+  """The file that --config names, and what it says.
+
+  Raises:
+    UserError: no such file, or a config that can't be.
+  """
+  if not values['config'].present:
+    raise UserError('--config is missing; give a config file, such as --config=configs/sort4.py')
+  path = pathlib.Path(config_flags.get_config_filename(values['config']).partition(':')[0])
+  if not path.is_file():
+    raise UserError(f'--config={path}: no such file; give the path of a config file')
+  if not isinstance(values.config, ml_collections.ConfigDict):
+    raise UserError(f'--config={path}: get_config() returned no ConfigDict; return earl_jax.config.default_config()')
+  return path, config_lib.parse(values.config)
 
 
 def prepare_jax(config: Config) -> None:

@@ -7,12 +7,13 @@ import pathlib
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 import numpy as np
 
 from earl_jax import policy, processes, sharding
 from earl_jax import rollout as rollout_lib
 from earl_jax import tokenizer as tokenizer_lib
+from earl_jax.batches import shared_rows
 from earl_jax.config import Config, UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.interfaces.expanded import ExpandedInterface
@@ -47,6 +48,14 @@ class Experiment:
   def slots(self) -> int:
     """T."""
     return self.config.rollout.prompt_length + self.config.rollout.response_length
+
+  @property
+  def scoring(self) -> dict[str, Any]:
+    """What programs that score or learn from trajectories have to know of the run, as keyword arguments."""
+    return dict(
+        model=self.model, space=self.interface.space, prompt_length=self.config.rollout.prompt_length,
+        shared=shared_rows(self.config),
+    )
 
   @property
   def environment_versions(self) -> dict[str, int]:
@@ -166,13 +175,25 @@ class Experiment:
 _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
 
 
-def set_up(config: Config) -> tuple[Experiment, policy.Params]:
-  """Builds everything a run needs, and its first parameters, placed on the mesh.
+def model_folder(config: Config) -> pathlib.Path:
+  """Where the checkpoint is that the run starts from."""
+  return EMBEDDED if config.model == 'embedded' else pathlib.Path(config.model)
+
+
+def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
+  """Raises UserError unless the devices of `mesh` can share out all rows evenly."""
+  sharding.check_rows(mesh, config.rollout.prompts, 'config.rollout.prompts')
+  sharding.check_rows(mesh, config.rollout.chunk, 'config.rollout.chunk')
+  sharding.check_rows(mesh, config.algorithm.micro_batch, 'config.algorithm.micro_batch')
+
+
+def prepare(config: Config, mesh: Mesh) -> Experiment:
+  """All that a run needs but its parameters.
 
   Raises:
     UserError: see the functions called.
   """
-  folder = EMBEDDED if config.model == 'embedded' else pathlib.Path(config.model)
+  folder = model_folder(config)
   tokenizer = tokenizer_lib.load_tokenizer(folder)
   model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
   if model.vocab_size < len(tokenizer):
@@ -186,12 +207,19 @@ def set_up(config: Config) -> tuple[Experiment, policy.Params]:
   names = dict.fromkeys(name for stage in stages for task, _ in stage for name in task.environments)
   encode = functools.partial(tokenizer_lib.encode, tokenizer)
   environments = [environments_base.find(name) for name in names]
-  mesh = sharding.make_mesh(config.mesh)
-  rows = config.rollout.prompts
-  sharding.check_rows(mesh, rows, 'config.rollout.prompts')
-  sharding.check_rows(mesh, config.rollout.chunk, 'config.rollout.chunk')
-  sharding.check_rows(mesh, config.algorithm.micro_batch, 'config.algorithm.micro_batch')
+  check_mesh(config, mesh)
   interface = INTERFACES[config.interface](len(tokenizer), environments, encode)
-  experiment = Experiment(config, mesh, tokenizer, model, interface, stages)
-  params = policy.init_params(hf.load_params(folder, model), interface.space, interface.tied)
+  return Experiment(config, mesh, tokenizer, model, interface, stages)
+
+
+def set_up(config: Config) -> tuple[Experiment, policy.Params]:
+  """Builds everything a run needs, and its first parameters, placed on the mesh.
+
+  Raises:
+    UserError: see the functions called.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  experiment = prepare(config, mesh)
+  params = hf.load_params(model_folder(config), experiment.model)
+  params = policy.init_params(params, experiment.interface.space, experiment.interface.tied)
   return experiment, jax.device_put(params, sharding.tree_shardings(mesh, params))

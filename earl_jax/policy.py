@@ -14,6 +14,7 @@ from earl_jax.action_space import ActionSpace
 from earl_jax.masked import NEGATIVE
 from earl_jax.model import transformer
 
+CHUNK = 16  # slots scored at a time
 Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D], absent where it is tied}
 
 
@@ -140,7 +141,7 @@ class Scores(NamedTuple):
   entropy: jax.Array
 
 
-def score_decisions(params: Params, space: ActionSpace, hidden, actions, language, legal, chunk: int = 16) -> Scores:
+def score_decisions(params: Params, space: ActionSpace, hidden, actions, language, legal, chunk: int = CHUNK) -> Scores:
   """Scores recorded decisions from the hidden states that saw the tokens before them.
 
   Works through T in chunks and recomputes them in the backward pass, so that no [B, T, V] array exists.

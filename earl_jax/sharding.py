@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from earl_jax.config import MeshConfig, UserError
 
@@ -35,13 +35,12 @@ PARAMETERS = {
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-  """A (data, fsdp, tensor) mesh over all devices.
+def mesh_sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
+  """(data, fsdp, tensor) of a mesh over `count` devices.
 
   Raises:
     UserError: the axes do not multiply to the number of devices.
   """
-  count = jax.device_count()
   sizes = [config.data, config.fsdp, config.tensor]
   if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
     raise UserError(f'config.mesh={tuple(sizes)}: use positive numbers, and -1 at most once')
@@ -50,8 +49,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
     fixed *= size if size > 0 else 1
   if count % fixed or (-1 not in sizes and fixed != count):
     raise UserError(f'config.mesh={tuple(sizes)} does not fit {count} device(s); let the product be {count}')
-  sizes = [count // fixed if s == -1 else s for s in sizes]
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+  return tuple(count // fixed if s == -1 else s for s in sizes)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+  """A (data, fsdp, tensor) mesh over the devices, by default all; raises as `mesh_sizes` does."""
+  sizes = mesh_sizes(config, len(devices or jax.devices()))
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -63,7 +67,7 @@ def by_row(mesh: Mesh, axis: int = 0) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
 
 
-def check_rows(mesh: Mesh, rows: int, field: str) -> None:
+def check_rows(mesh: Mesh | AbstractMesh, rows: int, field: str) -> None:
   """Raises UserError unless `rows` can be shared out evenly."""
   parts = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % parts:
@@ -72,7 +76,7 @@ def check_rows(mesh: Mesh, rows: int, field: str) -> None:
     )
 
 
-def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
   """A sharding for every leaf of a tree of parameters, or of anything that holds trees like it (optimizer states)."""
 
   def leaf(path, x):

@@ -25,15 +25,13 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 from jax.experimental import multihost_utils
-import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
-from earl_jax import checkpoint, cli, evaluate, processes, sharding, update
-from earl_jax import config as config_lib
+from earl_jax import checkpoint, cli, evaluate, policy, processes, sharding, update
 from earl_jax import metrics as metrics_lib
 from earl_jax import reference as reference_lib
-from earl_jax.batches import row_order, shared_rows
+from earl_jax.batches import row_order
 from earl_jax.collect import collect, draw, take_rows
 from earl_jax.config import Config, UserError
 from earl_jax.counterfactual import Interventions
@@ -105,6 +103,19 @@ class StopSignal:
     return self._received is not None or multihost_utils.reached_preemption_sync_point(step)
 
 
+def abstract_batch(experiment: Experiment, params: policy.Params) -> update.Batch:
+  """Shapes and shardings of what an update learns from; `params` may be shapes too."""
+  count, group = experiment.config.rollout.prompts, experiment.config.rollout.group
+  prompts = experiment.encode_prompts(*draw(experiment, stage=0, step=0))
+  rows, key = np.arange(count * group, dtype=np.int32), jax.random.key(0)
+  trajectory = jax.eval_shape(experiment.decoder(group), params, prompts, rows, key)
+  floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
+  imitate = jax.ShapeDtypeStruct((count * group,), bool)
+  batch = update.Batch(trajectory, floats(count * group), floats(*trajectory.tokens.shape), imitate)
+  by_row = sharding.by_row(experiment.mesh)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row), batch)
+
+
 def compile_update(
     experiment: Experiment, state: Any, score: functools.partial, advance: functools.partial
 ) -> None:
@@ -114,16 +125,9 @@ def compile_update(
     state: shapes and shardings of the TrainState.
     score, advance: `reference.log_probs` and `update.update_step` with their settings.
   """
-  config, by_row = experiment.config, sharding.by_row(experiment.mesh)
-  count, group = config.rollout.prompts, config.rollout.group
-  prompts = experiment.encode_prompts(*draw(experiment, stage=0, step=0))
-  rows, key = np.arange(count * group, dtype=np.int32), jax.random.key(0)
-  trajectory = jax.eval_shape(experiment.decoder(group), state.params, prompts, rows, key)
-  floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
-  imitate = jax.ShapeDtypeStruct((count * group,), bool)
-  batch = update.Batch(trajectory, floats(count * group), floats(*trajectory.tokens.shape), imitate)
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row), batch)
-  order = row_order(config, 0, np.zeros(count * group), np.zeros(count * group))
+  config, batch = experiment.config, abstract_batch(experiment, state.params)
+  none = np.zeros(len(batch.advantages))
+  order = row_order(config, 0, none, none)
   calls = [(advance, state, batch, *order)] + [(score, state.params, batch.trajectory)] * bool(config.algorithm.kl)
   with jax.set_mesh(experiment.mesh):  # each thread has its own
     for f, *arguments in calls:
@@ -154,10 +158,6 @@ def train(config: Config, workdir: str | pathlib.Path) -> Run:
     UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
   """
   experiment, params = set_up(config)
-  settings = dict(
-      model=experiment.model, space=experiment.interface.space, prompt_length=config.rollout.prompt_length,
-      shared=shared_rows(config),
-  )
   checkpoint.claim_workdir(workdir, dataclasses.asdict(config), experiment.environment_versions, CHANGEABLE)
   optimizer = update.make_optimizer(config.optimizer, config.steps * config.algorithm.mini_batches)
   initialise = functools.partial(update.init_state, optimizer=optimizer)
@@ -167,9 +167,9 @@ def train(config: Config, workdir: str | pathlib.Path) -> Run:
   reference = reference_lib.keep(params, shardings.params, on_host) if config.algorithm.kl else None
   by_row = sharding.by_row(experiment.mesh)
   goal = [task for task, _ in experiment.stages[-1]]
-  score = functools.partial(reference_lib.log_probs, micro_batch=config.algorithm.micro_batch, **settings)
+  score = functools.partial(reference_lib.log_probs, micro_batch=config.algorithm.micro_batch, **experiment.scoring)
   advance = functools.partial(
-      update.update_step, optimizer=optimizer, config=config.algorithm, mesh=experiment.mesh, **settings
+      update.update_step, optimizer=optimizer, config=config.algorithm, mesh=experiment.mesh, **experiment.scoring
   )
   abstract = checkpoint.abstract(shapes, shardings)
 
@@ -271,14 +271,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
-  if not values['config'].present:
-    raise UserError('--config is missing; give a config file, such as --config=configs/sort4.py')
-  path = pathlib.Path(config_flags.get_config_filename(values['config']).partition(':')[0])
-  if not path.is_file():
-    raise UserError(f'--config={path}: no such file; give the path of a config file')
-  if not isinstance(values.config, ml_collections.ConfigDict):
-    raise UserError(f'--config={path}: get_config() returned no ConfigDict; return earl_jax.config.default_config()')
-  config = config_lib.parse(values.config)
+  path, config = cli.read_config(values)
   cli.prepare_jax(config)
   if values.distributed:
     count, index = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))

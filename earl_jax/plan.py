@@ -1,0 +1,252 @@
+"""What a run needs, before anything is allocated: bytes on every device, FLOPs of a step, and which devices it fits.
+
+  python -m earl_jax.plan --config=configs/sort4.py --devices=8 [--config.mesh.fsdp=8 ...]
+
+Parameters, optimizer, reference policy and cache are counted from their shapes and shardings. What the update keeps
+between its forward and its backward pass is counted from the trace of its gradient, for the rows of one device; what it
+holds for a moment is estimated. No weights are read: of `config.model` only config.json and the tokenizer. Measured
+against the compiler's own figures on a CPU in tests/test_plan.py.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+import sys
+from typing import Any, NamedTuple
+
+from absl import flags
+import jax
+from jax.extend import core
+from jax.sharding import AbstractMesh, AxisType
+from ml_collections import config_flags
+import numpy as np
+
+from earl_jax import cli, policy, sharding, update
+from earl_jax import config as config_lib
+from earl_jax.batches import shared_rows
+from earl_jax.collect import draw
+from earl_jax.config import Config
+from earl_jax.experiment import check_mesh, Experiment, FEWEST, prepare
+from earl_jax.model import transformer
+
+GIB = 2**30
+DEVICES = {  # GiB of memory, as their makers state it
+    'v5e': 16, 'v6e': 32, 'A100-40GB': 40, 'A100-80GB': 80, 'H100': 80, 'v5p': 95, 'H200': 141,
+}
+USABLE = 0.92  # of a device's memory; the rest is the runtime's, and what fragmentation costs
+
+
+class Plan(NamedTuple):
+  """Bytes on one device, and FLOPs of one step on all of them.
+
+  Attributes:
+    parameters, optimizer, reference: they stay for the whole run; the reference is 0 where it waits on the host.
+    cache: keys and values in the decode loop.
+    rollout, update: what each program takes at its peak, its arguments included.
+    peak: the larger of the two, with what waits beside it.
+    decode_flops, update_flops: forward passes of the decode loop; all passes of reference and update.
+  """
+
+  parameters: int
+  optimizer: int
+  reference: int
+  cache: int
+  rollout: int
+  update: int
+  peak: int
+  decode_flops: float
+  update_flops: float
+
+
+def abstract_mesh(config: config_lib.MeshConfig, devices: int) -> AbstractMesh:
+  """The mesh of a run on so many devices.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
+  return AbstractMesh(sharding.mesh_sizes(config, devices), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def size_of(tree: Any) -> int:
+  """Bytes of arrays or their shapes."""
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def on_device(mesh: AbstractMesh, tree: Any) -> int:
+  """Bytes on each device of a tree that is sharded as `sharding.tree_shardings` says."""
+  shards = sharding.tree_shardings(mesh, tree)
+  return sum(
+      math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
+      for x, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shards))
+  )
+
+
+def residuals(f: Callable, x: Any, *others: Any) -> list[Any]:
+  """Shapes of what the backward pass of f(x, *others), to x, finds stored: arguments left out, each array counted once.
+
+  Under a scan an array is often kept in several shapes; the compiler makes one of them.
+  """
+  jaxpr = jax.make_jaxpr(lambda x, *others: jax.vjp(lambda x: f(x, *others), x)[1])(x, *others).jaxpr
+  roots = {}
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'scan':
+      roots |= _scan_roots(equation)
+  kept = {}
+  for out in jaxpr.outvars:
+    if isinstance(out, core.Var) and out not in jaxpr.invars:
+      kept[roots.get(out, out)] = out.aval
+  return list(kept.values())
+
+
+def _scan_roots(equation: Any) -> dict:
+  """Stacked outputs of a scan -> what they are reshaped from in its body, so that the same array is known as one."""
+  body, skip = equation.params['jaxpr'].jaxpr, equation.params['num_carry']
+  source = {e.outvars[0]: e.invars[0] for e in body.eqns if e.primitive.name in ('reshape', 'squeeze', 'copy')}
+
+  def root(var):
+    while var in source:
+      var = source[var]
+    return var
+
+  return {
+      outside: (id(equation), root(inside))
+      for outside, inside in zip(equation.outvars[skip:], body.outvars[skip:]) if isinstance(inside, core.Var)
+  }
+
+
+def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int) -> int:
+  """Elements of an activation on one device: over tensor, heads and feed-forward width are shared out."""
+  sizes = {model.intermediate_size, model.num_attention_heads, model.vocab_size}
+  if model.num_key_value_heads % tensor == 0:
+    sizes.add(model.num_key_value_heads)
+  return math.prod(shape) // (tensor if any(size in sizes for size in shape) else 1)
+
+
+def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, tensor: int) -> int:
+  """Bytes that a micro-batch of `rows` rows on this device takes between its forward and its backward pass, at most.
+
+  What is kept; what is computed again of one layer, with two of its largest arrays being made; or three arrays of
+  logits, of a chunk of slots.
+  """
+  config, model = experiment.config, experiment.model
+  shared = math.gcd(shared_rows(config), rows)
+  floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
+  part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), trajectory)
+  batch = update.Batch(part, floats(rows), floats(*part.tokens.shape), jax.ShapeDtypeStruct((rows,), bool))
+
+  def kept(model):
+    settings = dict(
+        model=model, space=experiment.interface.space, config=config.algorithm, shared=shared,
+        prompt_length=config.rollout.prompt_length,
+    )
+    loss = lambda params, batch: update.loss_and_metrics(params, batch, 1, **settings)[0]  # noqa: E731
+    arrays = [(x, divided(x.shape, model, tensor) * x.dtype.itemsize) for x in residuals(loss, params, batch)]
+    layers = [size // model.num_hidden_layers for x, size in arrays if x.shape[:1] == (model.num_hidden_layers,)]
+    return sum(size for _, size in arrays), layers
+
+  (total, stored), (_, computed) = kept(model), kept(dataclasses.replace(model, remat='none'))
+  again = sum(computed) - sum(stored) + 2 * max(computed)
+  return total + max(again, 3 * 4 * rows * policy.CHUNK * model.vocab_size // tensor)
+
+
+def make(experiment: Experiment, mesh: AbstractMesh) -> Plan:
+  """The plan of a run on `mesh`. The experiment's own mesh, of one device, only serves to trace the programs."""
+  config, model = experiment.config, experiment.model
+  count, rows = config.rollout.prompts, config.rollout.prompts * config.rollout.group
+  shares, tensor = mesh.shape['data'] * mesh.shape['fsdp'], mesh.shape['tensor']
+  space, tied = experiment.interface.space, experiment.interface.tied
+  params = jax.eval_shape(
+      lambda key: policy.init_params(transformer.init_params(model, key), space, tied), jax.random.key(0)
+  )
+  optimizer = update.make_optimizer(config.optimizer, config.steps)
+  weights, states = on_device(mesh, params), on_device(mesh, jax.eval_shape(optimizer.init, params))
+
+  decoder = experiment.decoder(config.rollout.group)
+  with jax.set_mesh(experiment.mesh):
+    prompts = experiment.encode_prompts(*draw(experiment, stage=0, step=0))
+    trajectory = jax.eval_shape(decoder, params, prompts, np.arange(rows, dtype=np.int32), jax.random.key(0))
+  record = size_of(trajectory) // shares
+
+  def cache_of(rows, slots):
+    size = size_of(jax.eval_shape(lambda: transformer.init_cache(model, rows, slots)))
+    return size // (tensor if model.num_key_value_heads % tensor == 0 else 1)
+
+  cache = cache_of(rows // shares, experiment.slots)
+  few = rows // 4 if mesh.size == 1 and rows // 4 >= FEWEST else 0  # rows that go on alone have a cache of their own
+  whole = AbstractMesh((mesh.shape['data'], 1, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+  cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
+  gathered = on_device(whole, cast) if mesh.shape['fsdp'] > 1 or model.dtype != 'float32' else 0
+  length = config.rollout.prompt_length
+  widest = max(model.intermediate_size, model.num_attention_heads * length)
+  reading = cache_of(count // shares, length) + 3 * 4 * count // shares * length * widest // tensor
+  choosing = cache_of(few, experiment.slots) + 3 * 4 * rows // shares * model.vocab_size // tensor
+  rollout = weights + gathered + cache + record + max(reading, choosing)
+
+  batch = record + 2 * 4 * rows * experiment.slots // shares
+  step = weights + states + batch + 2 * weights  # of gradients: their sum, and those of a micro-batch
+  step += backward(experiment, params, trajectory, config.algorithm.micro_batch // shares, tensor)
+
+  reference = 0 if config.algorithm.reference_on_host or not config.algorithm.kl else weights
+  used = size_of(params) // 4 - (params['model']['embedding'].size if 'lm_head' in params['model'] else 0)
+  attention = 4 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * experiment.slots / 2
+  forward = 2 * used + attention  # FLOPs a token; a slot sees half of all slots on average
+  passes = 3 + (config.remat == 'full') + (config.algorithm.kl > 0)
+  return Plan(
+      weights, states, reference, cache, rollout, step, max(rollout + states, step) + reference,
+      float(rows * config.rollout.response_length * forward), float(rows * experiment.slots * forward * passes),
+  )
+
+
+def table(plan: Plan, config: Config, devices: int) -> str:
+  """The plan as text, and the devices that have room for it."""
+  gib = lambda size: f'{size / GIB:9.3f} GiB'  # noqa: E731
+  lines = [
+      f'bytes on each of {devices} device{"s" * (devices > 1)}',
+      f'  parameters (float32)      {gib(plan.parameters)}', f'  optimizer                 {gib(plan.optimizer)}',
+      f'  reference policy          {gib(plan.reference)}', f'  cache of keys and values  {gib(plan.cache)}',
+      f'  rollout, at its peak      {gib(plan.rollout)}', f'  update, at its peak       {gib(plan.update)}',
+      f'  the run, at its peak      {gib(plan.peak)}',
+      f'FLOPs a step, at most: {plan.decode_flops:.3g} in decoding, {plan.update_flops:.3g} in the update', '',
+  ]
+  fits = [name for name, memory in DEVICES.items() if plan.peak <= USABLE * memory * GIB]
+  for name, memory in DEVICES.items():
+    lines.append(f'{name:10} {memory:4} GiB  {"fits" if name in fits else "too small"}')
+  if len(fits) < len(DEVICES):
+    lines += ['', f'To need less: {"; ".join(remedies(plan, config))}.']
+  return '\n'.join(lines)
+
+
+def remedies(plan: Plan, config: Config) -> list[str]:
+  """What to change, the cheapest first."""
+  changes = ['more devices, with config.mesh.fsdp as large as they are many']
+  if config.algorithm.kl and not config.algorithm.reference_on_host:
+    changes.insert(0, 'config.algorithm.reference_on_host=True')
+  if config.dtype == 'float32':
+    changes.insert(0, "config.dtype='bfloat16'")
+  if plan.update >= plan.rollout + plan.optimizer:
+    if config.remat != 'full':
+      changes.insert(0, "config.remat='full'")
+    changes.append(f'config.algorithm.micro_batch below {config.algorithm.micro_batch}')
+  else:
+    changes.append(f'config.rollout.prompts below {config.rollout.prompts}')
+  return changes
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config file. Any field of it can be set: --config.remat=full.', flag_values=values,
+      sys_argv=argv,
+  )
+  flags.DEFINE_integer('devices', 1, 'How many devices the run is to have.', 1, flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+  config = cli.read_config(values)[1]
+  mesh = abstract_mesh(config.mesh, values.devices)
+  check_mesh(config, mesh)
+  one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  print(table(make(prepare(config, one), mesh), config, values.devices))
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, define_flags))
