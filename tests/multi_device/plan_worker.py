@@ -26,11 +26,11 @@ from earl_jax.tokenizer import load_tokenizer
 
 
 def write_model(folder: pathlib.Path, size: int) -> None:
-  """Grouped queries, four layers, and weights of ones: only their shapes matter."""
+  """Grouped queries, eight layers, and weights of ones: only their shapes matter."""
   build.build_tokenizer(folder)
   tokenizer = load_tokenizer(folder)
   model = transformer.ModelConfig(
-      vocab_size=1024, hidden_size=size, intermediate_size=3 * size, num_hidden_layers=4,
+      vocab_size=1024, hidden_size=size, intermediate_size=3 * size, num_hidden_layers=8,
       num_attention_heads=size // 64, num_key_value_heads=2, head_dim=64,
   )
   shapes = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
