@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from earl_jax import evaluate, processes
+from earl_jax.config import UserError
 from tests.runs import tiny
 
 STEPS, HALF = 5, 3
@@ -71,6 +72,19 @@ def test_one_process_alone_reports(runs):
   assert '[0] task' in runs[1] and '[1] task' not in runs[1]
   samples = lambda name: {path.name: path.read_text() for path in (runs[0] / name / 'samples').iterdir()}  # noqa: E731
   assert samples('two') == samples('one')
+
+
+@pytest.mark.parametrize('variables, told', [
+    ({'JAX_PROCESS_ID': '0', 'JAX_NUM_PROCESSES': 'two', 'JAX_COORDINATOR_ADDRESS': 'localhost:1'}, "'two'"),
+    ({'JAX_PROCESS_ID': '2', 'JAX_NUM_PROCESSES': '2', 'JAX_COORDINATOR_ADDRESS': 'localhost:1'}, 'process_id=2'),
+    ({}, 'coordinator_address should be defined'),
+])
+def test_a_job_that_cannot_be_joined(monkeypatch, variables, told):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match='JAX_COORDINATOR_ADDRESS=host:port') as error:
+    processes.join()
+  assert told in str(error.value)
 
 
 def test_of_one_process_all_rows_are_its_own():
