@@ -26,7 +26,7 @@ from earl_jax import config as config_lib
 from earl_jax.batches import shared_rows
 from earl_jax.collect import draw
 from earl_jax.config import Config
-from earl_jax.experiment import check_mesh, Experiment, FEWEST, prepare
+from earl_jax.experiment import check_mesh, Experiment, FEWEST, model_folder, prepare
 from earl_jax.model import transformer
 
 GIB = 2**30
@@ -246,7 +246,7 @@ def main(values: flags.FlagValues) -> None:
   mesh = abstract_mesh(config.mesh, values.devices)
   check_mesh(config, mesh)
   one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
-  print(table(make(prepare(config, one), mesh), config, values.devices))
+  print(table(make(prepare(config, model_folder(config), one), mesh), config, values.devices))
 
 
 if __name__ == '__main__':
