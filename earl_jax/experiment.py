@@ -9,14 +9,14 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from earl_jax import policy, sharding
+from earl_jax import expanded_head, policy, sharding
 from earl_jax import rollout as rollout_lib
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.config import Config, UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
-from earl_jax.model import hf
+from earl_jax.model import hf, transformer
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.tasks.base import Example, make_task, Outcome, Task
 from earl_jax.trajectory import Trajectory
@@ -147,7 +147,7 @@ def set_up(config: Config) -> tuple[Experiment, policy.Params]:
   Raises:
     UserError: see the functions called.
   """
-  folder = EMBEDDED if config.model == 'embedded' else pathlib.Path(config.model)
+  folder = EMBEDDED if config.model == 'embedded' else hf.locate(config.model)
   tokenizer = tokenizer_lib.load_tokenizer(folder)
   model = hf.read_config(folder)
   if model.vocab_size < len(tokenizer):
@@ -168,5 +168,18 @@ def set_up(config: Config) -> tuple[Experiment, policy.Params]:
   sharding.check_rows(mesh, config.algorithm.micro_batch, 'config.algorithm.micro_batch')
   interface = INTERFACES[config.interface](len(tokenizer), environments, encode)
   experiment = Experiment(config, mesh, tokenizer, model, interface, stages)
-  params = policy.init_params(hf.load_params(folder, model), interface.space, interface.tied)
-  return experiment, jax.device_put(params, sharding.tree_shardings(mesh, params))
+  return experiment, _first_params(experiment, folder)
+
+
+def _first_params(experiment: Experiment, folder: pathlib.Path) -> policy.Params:
+  """The checkpoint's parameters, and its expanded head where it comes from a run with the same actions."""
+  mesh, model, interface = experiment.mesh, experiment.model, experiment.interface
+  shapes = jax.eval_shape(functools.partial(transformer.init_params, model), jax.random.key(0))
+  weights = hf.load_params(folder, model, sharding.tree_shardings(mesh, shapes))
+  params = policy.init_params(weights, interface.space, interface.tied)
+  described = expanded_head.manifest(interface, experiment.config.interface)
+  shape = params['expanded_head'].shape if 'expanded_head' in params else None
+  trained = expanded_head.read(folder, described, shape)
+  if trained is not None:
+    params['expanded_head'] = trained
+  return jax.device_put(params, sharding.tree_shardings(mesh, params))
