@@ -113,7 +113,7 @@ class Config:
   """Everything a run depends on.
 
   Attributes:
-    model: 'embedded', or the folder of a Hugging Face checkpoint.
+    model: 'embedded', or the folder or hub id of a Hugging Face checkpoint.
     dtype: of the computation, 'float32' or 'bfloat16'. Weights to be trained and the optimizer's are float32.
     remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
       'full' (every layer). Each needs less memory than the one before, and more time.

@@ -19,7 +19,7 @@ FAMILIES = ('qwen2', 'qwen3', 'llama')
 
 
 def make(folder, model_type, tied=True, rope=None, dtype=None, max_shard_size='5GB', **changes):
-  """Saves a random model of a family to `folder` and gives it, in float32."""
+  """Saves a random model of a family to `folder` in `dtype`, and gives it in float32."""
   config = transformers.AutoConfig.for_model(
       model_type, **reference.SIZES | changes, tie_word_embeddings=tied, rms_norm_eps=1e-5,
       rope_parameters=dict(rope or ROPE), bos_token_id=None, eos_token_id=None,
@@ -28,10 +28,9 @@ def make(folder, model_type, tied=True, rope=None, dtype=None, max_shard_size='5
   model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
   with torch.no_grad():
     for parameter in model.parameters():  # biases and scales too
-      parameter.add_(0.2 * torch.randn_like(parameter))
-  model = model.to(dtype or torch.float32)
-  model.save_pretrained(folder, max_shard_size=max_shard_size)
-  return model.float()
+      parameter.add_(0.15 * torch.randn_like(parameter))
+  model.to(dtype or torch.float32).save_pretrained(folder, max_shard_size=max_shard_size)
+  return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def logits(model, tokens, start):
