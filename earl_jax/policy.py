@@ -58,8 +58,10 @@ def distribution(params: Params, space: ActionSpace, hidden, language, legal) ->
   """The policy's distribution from hidden states [..., D]."""
   embedding = transformer.output_embedding(params['model'])
   head = params['expanded_head'] if 'expanded_head' in params else _token_rows(params['model'], space)
-  logits = lambda rows: jnp.einsum('...d,ad->...a', hidden, rows.astype(hidden.dtype)).astype(jnp.float32)  # noqa: E731
-  vocabulary, expanded = logits(embedding), logits(head)
+  vocabulary, expanded = (
+      jnp.einsum('...d,ad->...a', hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+      for rows in (embedding, head)
+  )
   if len(embedding) > space.vocab_size:
     vocabulary = jnp.where(jnp.arange(len(embedding)) < space.vocab_size, vocabulary, NEGATIVE)
   log_vocabulary = jax.nn.logsumexp(vocabulary, axis=-1)

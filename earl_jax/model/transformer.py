@@ -168,7 +168,8 @@ def _attend(block: Block, x, q, k, v, mask):
   # product, where there is less to divide.
   groups = c.num_key_value_heads
   q = (q * h**-0.5).reshape(b, s, groups, n // groups, h).swapaxes(1, 2).reshape(b, groups, -1, h)
-  scores = jnp.einsum('bkqh,btkh->bkqt', q, k).astype(jnp.float32).reshape(b, groups, s, n // groups, -1)
+  scores = jnp.einsum('bkqh,btkh->bkqt', q, k, preferred_element_type=jnp.float32)
+  scores = scores.reshape(b, groups, s, n // groups, -1)
   scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, :, None]
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1, keepdims=True)
