@@ -4,7 +4,8 @@
 
 TASK,METHOD after the colon: a task sort4, countdown3 or calc_bench, a method earl, prompt_cpo, prompt_grpo or sft_grpo.
 All start from the embedded base model, see the same problems and have the same number of rollouts and slots; sft_grpo
-makes its first `SFT_STEPS` steps on demonstrations instead. benchmarks/compare.py runs them all.
+makes its first `SFT_STEPS` steps on demonstrations instead. 80 steps of 256 rollouts: about 15 minutes on one CPU
+core. benchmarks/compare.py runs them all.
 """
 
 import pathlib
@@ -48,4 +49,7 @@ def get_config(argument='countdown3,earl'):
   task, _, method = argument.partition(',')
   if task not in TASKS:
     raise UserError(f'--config=configs/embedded.py:{argument}: choose a task of {", ".join(TASKS)}')
-  return config_lib.apply_method(TASKS[task](), method or 'earl', SFT_STEPS)
+  config = TASKS[task]()
+  config.steps = 80
+  config.evaluate_every = 10
+  return config_lib.apply_method(config, method or 'earl', SFT_STEPS)

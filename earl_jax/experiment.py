@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 import numpy as np
 
-from earl_jax import policy, processes, sharding
+from earl_jax import expanded_head, policy, processes, sharding
 from earl_jax import rollout as rollout_lib
 from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.batches import shared_rows
@@ -18,7 +18,7 @@ from earl_jax.config import Config, UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
-from earl_jax.model import hf
+from earl_jax.model import hf, transformer
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.tasks.base import Example, make_task, Outcome, Task
 from earl_jax.trajectory import Trajectory
@@ -176,8 +176,8 @@ _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
 
 
 def model_folder(config: Config) -> pathlib.Path:
-  """Where the checkpoint is that the run starts from."""
-  return EMBEDDED if config.model == 'embedded' else pathlib.Path(config.model)
+  """Where the checkpoint is that the run starts from; raises UserError where it is nowhere."""
+  return EMBEDDED if config.model == 'embedded' else hf.locate(config.model)
 
 
 def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -187,13 +187,12 @@ def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
   sharding.check_rows(mesh, config.algorithm.micro_batch, 'config.algorithm.micro_batch')
 
 
-def prepare(config: Config, mesh: Mesh) -> Experiment:
-  """All that a run needs but its parameters.
+def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
+  """All that a run needs but its parameters; of the checkpoint in `folder`, config.json and the tokenizer.
 
   Raises:
     UserError: see the functions called.
   """
-  folder = model_folder(config)
   tokenizer = tokenizer_lib.load_tokenizer(folder)
   model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
   if model.vocab_size < len(tokenizer):
@@ -218,8 +217,20 @@ def set_up(config: Config) -> tuple[Experiment, policy.Params]:
   Raises:
     UserError: see the functions called.
   """
-  mesh = sharding.make_mesh(config.mesh)
-  experiment = prepare(config, mesh)
-  params = hf.load_params(model_folder(config), experiment.model)
-  params = policy.init_params(params, experiment.interface.space, experiment.interface.tied)
-  return experiment, jax.device_put(params, sharding.tree_shardings(mesh, params))
+  folder = model_folder(config)
+  experiment = prepare(config, folder, sharding.make_mesh(config.mesh))
+  return experiment, _first_params(experiment, folder)
+
+
+def _first_params(experiment: Experiment, folder: pathlib.Path) -> policy.Params:
+  """The checkpoint's parameters, and its expanded head where it comes from a run with the same actions."""
+  mesh, model, interface = experiment.mesh, experiment.model, experiment.interface
+  shapes = jax.eval_shape(functools.partial(transformer.init_params, model), jax.random.key(0))
+  weights = hf.load_params(folder, model, sharding.tree_shardings(mesh, shapes))
+  params = policy.init_params(weights, interface.space, interface.tied)
+  described = expanded_head.manifest(interface, experiment.config.interface)
+  shape = params['expanded_head'].shape if 'expanded_head' in params else None
+  trained = expanded_head.read(folder, described, shape)
+  if trained is not None:
+    params['expanded_head'] = trained
+  return jax.device_put(params, sharding.tree_shardings(mesh, params))

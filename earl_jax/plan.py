@@ -26,7 +26,7 @@ from earl_jax import config as config_lib
 from earl_jax.batches import shared_rows
 from earl_jax.collect import draw
 from earl_jax.config import Config
-from earl_jax.experiment import check_mesh, Experiment, FEWEST, prepare
+from earl_jax.experiment import check_mesh, Experiment, FEWEST, model_folder, prepare
 from earl_jax.model import transformer
 
 GIB = 2**30
@@ -125,8 +125,8 @@ def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int)
 def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, tensor: int) -> int:
   """Bytes that a micro-batch of `rows` rows on this device takes between its forward and its backward pass, at most.
 
-  What is kept; what is computed again of one layer, with two of its largest arrays being made; or three arrays of
-  logits, of a chunk of slots.
+  What is kept; what is computed again of one layer, and the largest of its arrays once more, as its gradient; or three
+  arrays of logits, of a chunk of slots.
   """
   config, model = experiment.config, experiment.model
   shared = math.gcd(shared_rows(config), rows)
@@ -145,7 +145,7 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
     return sum(size for _, size in arrays), layers
 
   (total, stored), (_, computed) = kept(model), kept(dataclasses.replace(model, remat='none'))
-  again = sum(computed) - sum(stored) + 2 * max(computed)
+  again = sum(computed) - sum(stored) + max(computed)
   return total + max(again, 3 * 4 * rows * policy.CHUNK * model.vocab_size // tensor)
 
 
@@ -178,9 +178,10 @@ def make(experiment: Experiment, mesh: AbstractMesh) -> Plan:
   gathered = on_device(whole, cast) if mesh.shape['fsdp'] > 1 or model.dtype != 'float32' else 0
   length = config.rollout.prompt_length
   widest = max(model.intermediate_size, model.num_attention_heads * length)
-  reading = cache_of(count // shares, length) + 3 * 4 * count // shares * length * widest // tensor
-  choosing = cache_of(few, experiment.slots) + 3 * 4 * rows // shares * model.vocab_size // tensor
-  rollout = weights + gathered + cache + record + max(reading, choosing)
+  reading = cache_of(rows // shares, length) + 3 * 4 * count // shares * length * widest // tensor
+  copies = 1.5 * cache / model.num_hidden_layers  # of the keys and values of a layer, as its attention wants them
+  choosing = max(cache_of(few, experiment.slots), copies) + 3 * 4 * rows // shares * model.vocab_size // tensor
+  rollout = int(weights + gathered + cache + record + max(reading, choosing))
 
   batch = record + 2 * 4 * rows * experiment.slots // shares
   step = weights + states + batch + 2 * weights  # of gradients: their sum, and those of a micro-batch
@@ -245,7 +246,7 @@ def main(values: flags.FlagValues) -> None:
   mesh = abstract_mesh(config.mesh, values.devices)
   check_mesh(config, mesh)
   one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
-  print(table(make(prepare(config, one), mesh), config, values.devices))
+  print(table(make(prepare(config, model_folder(config), one), mesh), config, values.devices))
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ prompts, and reads and scores what became of them. With one process these are al
 """
 
 import json
+import os
 from typing import Any
 
 import jax
@@ -12,7 +13,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 import numpy as np
 
-__all__ = ['fetch', 'gather', 'held_rows', 'own_rows', 'place']
+from earl_jax.config import UserError
+
+__all__ = ['fetch', 'gather', 'held_rows', 'join', 'own_rows', 'place']
+
+
+def join() -> None:
+  """Joins the other processes of this job, before JAX is first used.
+
+  Raises:
+    UserError: neither the engine nor the environment says which job, or says what cannot be.
+  """
+  try:
+    count, index = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
+    jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
+  except (TypeError, ValueError) as error:
+    raise UserError(
+        f'--distributed: {error} Start it by an engine that JAX knows (Slurm, Open MPI, Kubernetes, a TPU pod), or set '
+        'JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
+    ) from None
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:

@@ -29,6 +29,7 @@ PARAMETERS = {
     ('k', 'bias'): ('kv_heads', None),
     ('v', 'bias'): ('kv_heads', None),
     ('o', 'kernel'): ('heads', None, 'embed'),
+    ('o', 'bias'): (None,),
     ('gate', 'kernel'): ('embed', 'mlp'),
     ('up', 'kernel'): ('embed', 'mlp'),
     ('down', 'kernel'): ('mlp', 'embed'),

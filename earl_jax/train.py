@@ -77,15 +77,18 @@ class StopSignal:
   """Turns SIGTERM and SIGINT into a wish to stop, to be granted after the step in progress.
 
   The signal's former meaning returns with the first one, so that a second ends the program at once. In a run of
-  several processes JAX passes a SIGTERM on and names the step after which all stop.
+  several processes JAX passes a SIGTERM on and names the step after which all stop; a SIGINT becomes one.
   """
 
   def __init__(self):
     self._received, self._former = None, {}
 
   def __enter__(self):
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    if threading.current_thread() is threading.main_thread():
+      handlers = {signal.SIGTERM: self._receive, signal.SIGINT: self._receive}
+      if jax.process_count() > 1:
+        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+      self._former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     return self
 
   def __exit__(self, *_):
@@ -274,8 +277,7 @@ def main(values: flags.FlagValues) -> int:
   path, config = cli.read_config(values)
   cli.prepare_jax(config)
   if values.distributed:
-    count, index = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
-    jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
+    processes.join()
   run = train(config, pathlib.Path(values.workdir or pathlib.Path('runs', path.stem)))
   return os.EX_TEMPFAIL if run.stopped and values.distributed else 0
 

@@ -3,7 +3,7 @@
 # Not run on hardware: checked for syntax only.
 #
 # Variables:
-#   BUCKET      name of the bucket, without gs://, to be set; one with hierarchical namespace renames folders at once
+#   BUCKET      name of the bucket, without gs://, to be set; one with hierarchical namespace, see README.md
 #   SHARED_DIR  where to, /shared by default
 set -euo pipefail
 : "${BUCKET:?set BUCKET to the name of a Cloud Storage bucket, without gs://}"
@@ -18,6 +18,6 @@ if ! command -v gcsfuse >/dev/null; then
 fi
 if ! mountpoint -q "$SHARED_DIR"; then
   sudo install -d -o "$USER" "$SHARED_DIR"
-  # A checkpoint is complete when its folder is renamed, which a flat bucket does file by file, and only up to a limit.
+  # A flat bucket renames a checkpoint's folder file by file, and refuses where there are more than the limit.
   gcsfuse --implicit-dirs --rename-dir-limit=100000 "$BUCKET" "$SHARED_DIR"
 fi

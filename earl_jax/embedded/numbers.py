@@ -14,7 +14,6 @@ import re
 
 from earl_jax.embedded.language import ATTENTION, Segment, TORN, VERBS
 from earl_jax.tasks import calculation, expressions
-from earl_jax.tasks.base import split_of
 
 LARGEST = 999  # value of an expression; the smallest is 0
 TARGETS = range(1, 100)
@@ -41,7 +40,8 @@ def value_of(expression: str) -> int | None:
 
 def held_out(numbers: list[int], target: int) -> bool:
   """Whether this is a problem of countdown's test split; pairs, whose targets are few, do not count."""
-  return len(numbers) > 2 and split_of(f'countdown {sorted(numbers)} {target}') == 'test'
+  countdown = calculation.Countdown
+  return len(numbers) > 2 and countdown.split_of(countdown.key_of(numbers, target)) == 'test'
 
 
 class World:

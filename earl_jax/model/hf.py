@@ -1,20 +1,33 @@
-"""Hugging Face checkpoints: a table of names, read from and written to config.json and safetensors."""
+"""Hugging Face checkpoints: a table of names, read from and written to safetensors."""
 
+from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
+import shutil
+import tempfile
+from typing import Any
 
 from flax import traverse_util
+import huggingface_hub
+import jax
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from earl_jax.config import UserError
+from earl_jax.model import transformer
+from earl_jax.model.families import config_fields, read_config
 from earl_jax.model.transformer import ModelConfig
+
+__all__ = ['load_params', 'locate', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'  # of a checkpoint in several files
+CHUNK = 2**20  # bytes read at a time
 
 # Path in our tree -> (name there, axes there, axes here). Axis letters as in transformer.py. `NH D` means that N and H
 # are one axis there: torch keeps the weight of a Linear as [out, in], heads flattened.
@@ -28,119 +41,216 @@ LAYER = {
     ('mlp_norm', 'scale'): ('post_attention_layernorm.weight', 'D', 'D'),
     ('q', 'kernel'): ('self_attn.q_proj.weight', 'NH D', 'DNH'),
     ('q', 'bias'): ('self_attn.q_proj.bias', 'NH', 'NH'),
+    ('q_norm', 'scale'): ('self_attn.q_norm.weight', 'H', 'H'),
     ('k', 'kernel'): ('self_attn.k_proj.weight', 'KH D', 'DKH'),
     ('k', 'bias'): ('self_attn.k_proj.bias', 'KH', 'KH'),
+    ('k_norm', 'scale'): ('self_attn.k_norm.weight', 'H', 'H'),
     ('v', 'kernel'): ('self_attn.v_proj.weight', 'KH D', 'DKH'),
     ('v', 'bias'): ('self_attn.v_proj.bias', 'KH', 'KH'),
     ('o', 'kernel'): ('self_attn.o_proj.weight', 'D NH', 'NHD'),
+    ('o', 'bias'): ('self_attn.o_proj.bias', 'D', 'D'),
     ('gate', 'kernel'): ('mlp.gate_proj.weight', 'F D', 'DF'),
     ('up', 'kernel'): ('mlp.up_proj.weight', 'F D', 'DF'),
     ('down', 'kernel'): ('mlp.down_proj.weight', 'D F', 'FD'),
 }
-
-SIZES = (
-    'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
-    'num_key_value_heads', 'head_dim',  # last: it may follow from the others
-)
+UNUSED = ('lm_head.weight', '.rotary_emb.inv_freq')  # endings of what may be there besides: tied heads, old tables
 
 
-def read_config(folder: str | pathlib.Path) -> ModelConfig:
-  """Shape of the checkpoint in `folder`.
+def locate(model: str | pathlib.Path) -> pathlib.Path:
+  """The folder of a checkpoint: `model` itself, or where the hub's model of that id is kept after a download.
+
+  Only configuration, tokenizer and safetensors are fetched; nothing that would be executed.
 
   Raises:
-    UserError: config.json missing or unreadable, a size missing or impossible, or another architecture than Qwen2.
+    UserError: neither a folder nor the id of a model on the hub, or the hub cannot be reached.
   """
-  path = pathlib.Path(folder) / 'config.json'
-  where = f'model {str(folder)!r}: config.json'
+  if pathlib.Path(model).is_dir():
+    return pathlib.Path(model)
+  where = f'model {str(model)!r}: no such folder'
   try:
-    fields = json.loads(path.read_text(encoding='utf-8'))
-  except OSError:
-    raise UserError(f'{where} is missing; give the folder of a Hugging Face checkpoint') from None
-  except ValueError as error:
-    raise UserError(f'{where} is no valid JSON ({error}); copy it again') from None
-  if not isinstance(fields, dict):
-    raise UserError(f'{where} holds a {type(fields).__name__}, expected an object; copy it again')
-
-  rope = fields.get('rope_parameters') or fields.get('rope_scaling') or {}
-  kind = dict(
-      model_type=fields.get('model_type'), hidden_act=fields.get('hidden_act', 'silu'),
-      use_sliding_window=fields.get('use_sliding_window', False),
-      rope_type=rope.get('rope_type', rope.get('type', 'default')),
-  )
-  for name, known in dict(model_type='qwen2', hidden_act='silu', use_sliding_window=False, rope_type='default').items():
-    if kind[name] != known:
-      raise UserError(f'{where} has {name}={kind[name]!r}, supported is {known!r}; use a checkpoint of that kind')
-
-  sizes = {}
-  for name in SIZES:
-    size = fields.get(name)
-    if name == 'head_dim' and size is None:
-      size = sizes['hidden_size'] // sizes['num_attention_heads']
-    if type(size) is not int or size < 1:
-      raise UserError(f'{where} has {name}={size!r}, expected a whole number from 1 on; copy it again')
-    sizes[name] = size
-  if sizes['num_attention_heads'] % sizes['num_key_value_heads']:
+    huggingface_hub.utils.validate_repo_id(str(model))
+    known = str(model).count('/') == 1
+  except ValueError:
+    known = False
+  if not known:
+    raise UserError(f'{where}, nor the id of a model on the Hugging Face hub (owner/name); give one of the two')
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(
+        str(model), allow_patterns=['*.json', '*.safetensors', '*.jinja'], ignore_patterns=['*/*'],
+    ))
+  except huggingface_hub.errors.RepositoryNotFoundError:  # or none that this user may see
     raise UserError(
-        f'{where} has num_key_value_heads={sizes["num_key_value_heads"]}, expected a divisor of '
-        f'num_attention_heads={sizes["num_attention_heads"]}; copy it again'
-    )
-  return ModelConfig(  # defaults as in transformers
-      **sizes,
-      rope_theta=float(rope.get('rope_theta') or fields.get('rope_theta') or 10_000.0),
-      rms_norm_eps=float(fields.get('rms_norm_eps', 1e-6)),
-      tie_word_embeddings=bool(fields.get('tie_word_embeddings', False)),
-  )
+        f'{where}, and the Hugging Face hub shows you no such model; check the id, or log in with `hf auth login`'
+    ) from None
+  except Exception as error:  # of the hub's library and of the ones below it
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise UserError(
+        f'{where}, and it cannot be fetched from the Hugging Face hub ({reason}); give a folder, or mend the connection'
+    ) from None
 
 
-def load_params(folder: str | pathlib.Path, config: ModelConfig) -> dict:
-  """Reads the weights, one file or several, into the tree of `transformer.init_params`: float32 NumPy arrays.
+def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict | None = None) -> dict:
+  """Reads the weights, one file or several, into the tree of `transformer.init_params`.
+
+  Everything is checked before anything is read. Of a tensor, only what belongs to a shard is read, a piece at a time:
+  no more of the model is in host memory than the shard that is being filled.
+
+  Args:
+    shardings: a tree like that of the parameters, see `sharding.tree_shardings`.
+
+  Returns:
+    float32 arrays: on the devices of their shardings, or NumPy arrays where there are none.
 
   Raises:
-    UserError: a file or tensor is missing, corrupt, or of another shape than config.json says.
+    UserError: a file or tensor is missing or corrupt, has another shape than config.json says or no place in the model.
   """
   folder = pathlib.Path(folder)
-  files, opened = _files(folder), functools.cache(_open)
+  files = _files(folder)
+  shapes = traverse_util.flatten_dict(_shapes(config))
+  _check(folder, files, config, shapes)
+  places = shardings and traverse_util.flatten_dict(shardings)
 
-  def read(name: str, there: str, here: str) -> np.ndarray:
-    if name not in files:
-      hint = 'if it shares the embedding, set tie_word_embeddings' if name == 'lm_head.weight' else 'copy it again'
-      raise UserError(f'model {str(folder)!r}: config.json asks for tensor {name!r}, which the weights lack; {hint}')
-    path = folder / files[name]
-    try:
-      return _from_torch(opened(path).get_tensor(name), config, there, here)
-    except (SafetensorError, ValueError) as error:
-      raise UserError(f'model {str(folder)!r}: tensor {name!r}: {error}; copy weights and config.json again') from None
+  def leaf(path: tuple[str, ...], shape: tuple[int, ...]):
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+      index = [slice(*s.indices(size)) for s, size in zip(index, shape)]
+      out = np.empty([s.stop - s.start for s in index], np.float32)
+      stacked = path[0] == 'layers'
+      for at, layer in enumerate(range(shape[0])[index[0]] if stacked else [None]):
+        name, there, here = _source(path, layer)
+        part, cut = (out[at], index[1:]) if stacked else (out, index)
+        _read(folder / files[name], name, _axis_sizes(config), there, here, cut, part)
+      return out
 
-  flat = {ours: read(*theirs) for ours, theirs in _top(config).items()}
-  for ours, (name, there, here) in LAYER.items():
-    layers = [read(f'model.layers.{i}.{name}', there, here) for i in range(config.num_hidden_layers)]
-    flat['layers', *ours] = np.stack(layers)
-  return traverse_util.unflatten_dict(flat)
+    return read([slice(None)] * len(shape)) if places is None else _place(shape, places[path], read)
 
-
-def save_checkpoint(folder: str | pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int) -> None:
-  """Writes config.json and model.safetensors (float32), as `transformers` reads them."""
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  flat = traverse_util.flatten_dict(params)
-  tensors = {
-      name: _to_torch(np.asarray(flat[ours]), config, there, here) for ours, (name, there, here) in _top(config).items()
-  }
-  for ours, (name, there, here) in LAYER.items():
-    for i, array in enumerate(np.asarray(flat['layers', *ours])):
-      tensors[f'model.layers.{i}.{name}'] = _to_torch(array, config, there, here)
-  save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
-  fields = dict(
-      architectures=['Qwen2ForCausalLM'], model_type='qwen2', hidden_act='silu', torch_dtype='float32',
-      **{name: getattr(config, name) for name in SIZES},
-      rope_theta=config.rope_theta, rms_norm_eps=config.rms_norm_eps, tie_word_embeddings=config.tie_word_embeddings,
-      max_position_embeddings=32768, eos_token_id=eos_token_id,
-  )
-  (folder / 'config.json').write_text(json.dumps(fields, indent=2) + '\n')
+  return traverse_util.unflatten_dict({path: leaf(path, x.shape) for path, x in shapes.items()})
 
 
-def _top(config: ModelConfig) -> dict:
-  return {ours: theirs for ours, theirs in TOP.items() if not (config.tie_word_embeddings and ours == ('lm_head',))}
+def _place(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable) -> jax.Array:
+  """An array on the devices of `sharding`; `read` gives a part of it.
+
+  Not through `jax.make_array_from_callback`, which has all parts in host memory before it places the first.
+  """
+  holders = {}  # devices with the same part, which is read once
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    holders.setdefault(tuple((s.start, s.stop) for s in index), (index, []))[1].append(device)
+  arrays = []
+  for index, devices in holders.values():
+    part = read(index)
+    arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _read(
+    path: pathlib.Path, name: str, sizes: dict[str, int], there: str, here: str, index: list[slice], out: np.ndarray
+) -> None:
+  """Fills `out` with the part `index` of a tensor, both along the axes `here`. A joined axis is cut along its first."""
+  groups, cut = there.split(), dict(zip(here, index))
+  axes = ''.join(groups)
+  rest = [math.prod(sizes[a] for a in group[1:]) for group in groups]
+  columns = [slice(cut[g[0]].start * n, cut[g[0]].stop * n) for g, n in zip(groups[1:], rest[1:])]
+  target = out.transpose([here.index(a) for a in axes])
+  rows = cut[axes[0]]
+  step = max(1, CHUNK // (4 * math.prod(sizes[a] for a in axes[1:])))
+  for first in range(rows.start, rows.stop, step):
+    last = min(first + step, rows.stop)
+    # Opened for every piece: pages of an open file stay in memory, and come to the whole file in the end.
+    piece = _open(path).get_slice(name)[(slice(first * rest[0], last * rest[0]), *columns)]
+    part = target[first - rows.start : last - rows.start]
+    part[...] = piece.reshape(part.shape)
+
+
+def save_checkpoint(
+    folder: str | pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int, max_bytes: int = 5 * 10**9
+) -> None:
+  """Writes config.json and the weights (float32), as `transformers` reads them; other files in `folder` stay.
+
+  Until all is written, `folder` stays what it was.
+
+  Args:
+    params: NumPy or jax arrays, of which this process can see all shards. They are fetched one file at a time.
+    max_bytes: of a file; more weights are written as several.
+  """
+  with replacing(folder) as new:
+    for path in pathlib.Path(folder).glob('*'):
+      if not (path.name in (INDEX, 'config.json') or path.match('model*.safetensors')):
+        (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+    write_checkpoint(new, config, params, eos_token_id, max_bytes)
+
+
+def write_checkpoint(
+    folder: pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int, max_bytes: int = 5 * 10**9
+) -> None:
+  """`save_checkpoint` into a new folder."""
+  flat, sizes = traverse_util.flatten_dict(params), _axis_sizes(config)
+  parts, room = [[]], max_bytes
+  for path, x in flat.items():
+    for layer in range(x.shape[0]) if path[0] == 'layers' else [None]:
+      size = 4 * math.prod(x.shape[1:] if path[0] == 'layers' else x.shape)
+      if size > room and parts[-1]:
+        parts.append([])
+        room = max_bytes
+      parts[-1].append((path, layer))
+      room -= size
+  weight_map = {}
+  for number, part in enumerate(parts, 1):
+    file = WEIGHTS if len(parts) == 1 else f'model-{number:05}-of-{len(parts):05}.safetensors'
+    tensors = {}
+    for path, layer in part:
+      name, there, here = _source(path, layer)
+      x = np.asarray(flat[path] if layer is None else flat[path][layer])
+      shape = [math.prod(sizes[a] for a in group) for group in there.split()]
+      x = x.transpose([here.index(a) for a in there.replace(' ', '')]).reshape(shape)
+      tensors[name] = np.ascontiguousarray(x, np.float32)
+    save_file(tensors, folder / file, metadata={'format': 'pt'})
+    weight_map |= dict.fromkeys(tensors, file)
+  if len(parts) > 1:
+    total = 4 * sum(math.prod(x.shape) for x in flat.values())
+    _write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+  _write_json(folder / 'config.json', config_fields(config) | {'eos_token_id': eos_token_id})
+
+
+@contextlib.contextmanager
+def replacing(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """An empty folder beside `folder`, which takes its place when the block ends well and is removed when it does not.
+
+  Raises:
+    UserError: nothing can be written there.
+  """
+  folder = pathlib.Path(folder).resolve()
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+  except OSError as error:
+    raise UserError(f'{folder}: cannot write there ({error.strerror}); choose another folder') from None
+  new, old = beside / 'new', beside / 'old'
+  try:
+    new.mkdir()
+    yield new
+    if folder.exists():
+      os.rename(folder, old)
+    os.rename(new, folder)
+  finally:
+    if old.exists() and not folder.exists():
+      os.rename(old, folder)
+    shutil.rmtree(beside)
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+
+
+def _shapes(config: ModelConfig) -> dict:
+  """The parameter tree, as shapes: which tensors there are follows from it."""
+  return jax.eval_shape(functools.partial(transformer.init_params, config), jax.random.key(0))
+
+
+def _source(path: tuple[str, ...], layer: int | None) -> tuple[str, str, str]:
+  """Name there, axes there, axes here; of one layer, of those that are stacked."""
+  if layer is None:
+    return TOP[path]
+  name, *axes = LAYER[path[1:]]
+  return f'model.layers.{layer}.{name}', *axes
 
 
 def _axis_sizes(config: ModelConfig) -> dict[str, int]:
@@ -150,20 +260,37 @@ def _axis_sizes(config: ModelConfig) -> dict[str, int]:
   )
 
 
-def _from_torch(weight: np.ndarray, config: ModelConfig, there: str, here: str) -> np.ndarray:
-  """Splits the joined axes and brings them into our order. Raises ValueError where the shape is not the config's."""
-  sizes, axes = _axis_sizes(config), there.replace(' ', '')
-  expected = tuple(math.prod(sizes[a] for a in group) for group in there.split())
-  if weight.shape != expected:
-    raise ValueError(f'shape {weight.shape}, config.json asks for {expected}')
-  return np.ascontiguousarray(np.einsum(f'{axes}->{here}', weight.reshape([sizes[a] for a in axes])), np.float32)
-
-
-def _to_torch(array: np.ndarray, config: ModelConfig, there: str, here: str) -> np.ndarray:
-  """The inverse of `_from_torch`."""
-  sizes, axes = _axis_sizes(config), there.replace(' ', '')
-  shape = [math.prod(sizes[a] for a in group) for group in there.split()]
-  return np.ascontiguousarray(np.einsum(f'{here}->{axes}', array).reshape(shape), np.float32)
+def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, shapes: dict) -> None:
+  """Raises UserError unless the files hold the tensors of the model in their shapes, and no others."""
+  where, sizes, opened = f'model {str(folder)!r}', _axis_sizes(config), functools.cache(_open)
+  unknown = set(files)
+  for path, x in shapes.items():
+    for layer in range(x.shape[0]) if path[0] == 'layers' else [None]:
+      name, there, _ = _source(path, layer)
+      if name not in files:
+        hint = 'if it shares the embedding, set tie_word_embeddings' if name == 'lm_head.weight' else 'copy it again'
+        raise UserError(f'{where}: config.json asks for tensor {name!r}, which the weights lack; {hint}')
+      try:
+        tensor = opened(folder / files[name]).get_slice(name)
+      except SafetensorError as error:
+        raise UserError(f'{where}: tensor {name!r}: {error}; copy weights and index again') from None
+      shape, expected = tuple(tensor.get_shape()), tuple(math.prod(sizes[a] for a in g) for g in there.split())
+      if shape != expected:
+        raise UserError(
+            f'{where}: tensor {name!r} has shape {shape}, config.json asks for {expected}; '
+            'copy weights and config.json again'
+        )
+      if tensor.get_dtype() not in ('F32', 'F16', 'BF16'):
+        raise UserError(
+            f'{where}: tensor {name!r} holds {tensor.get_dtype()}, supported is F32, F16 or BF16; use a checkpoint '
+            'that is not quantised'
+        )
+      unknown.discard(name)
+  unknown = sorted(name for name in unknown if not name.endswith(UNUSED))
+  if unknown:
+    raise UserError(
+        f'{where}: tensor {unknown[0]!r} has no place in the model of config.json; copy weights and config.json again'
+    )
 
 
 def _files(folder: pathlib.Path) -> dict[str, str]:
@@ -171,10 +298,10 @@ def _files(folder: pathlib.Path) -> dict[str, str]:
   if (folder / WEIGHTS).is_file():
     return dict.fromkeys(_open(folder / WEIGHTS).keys(), WEIGHTS)
   try:
-    return dict(json.loads((folder / INDEX).read_text(encoding='utf-8'))['weight_map'])
+    return {name: str(file) for name, file in json.loads((folder / INDEX).read_text('utf-8'))['weight_map'].items()}
   except OSError:
     raise UserError(f'model {str(folder)!r}: {WEIGHTS} is missing; give the folder of a whole checkpoint') from None
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, AttributeError):
     raise UserError(f'model {str(folder)!r}: {INDEX} cannot be read; copy it again') from None
 
 

@@ -208,9 +208,11 @@ class Transformer(nn.Module):
 
     table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
     x = constrain(table[tokens].astype(c.dtype), 'rows')
+    # Unrolled layers are faster, but the compiler may recompute all of them at once: that would undo remat.
+    unroll = min(4, c.num_hidden_layers) if c.remat == 'none' or tokens.shape[1] == 1 else 1
     blocks = nn.scan(
         Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.num_hidden_layers,
-        unroll=min(4, c.num_hidden_layers), in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        unroll=unroll, in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
     )(c, name='layers')
     (x, cache), _ = blocks((x, cache), jnp.arange(c.num_hidden_layers), positions, mask, slot)
     if not c.tie_word_embeddings:

@@ -134,8 +134,13 @@ class CalculationTask(Task):
       if problem and self._belongs(problem, split):
         return problem
 
+  @classmethod
+  def split_of(cls, key: str) -> str:
+    """The split that the problem with this key belongs to."""
+    return base.split_of(f'{cls.name} {key}')
+
   def _belongs(self, problem: Problem, split: str) -> bool:
-    return base.split_of(f'{self.name} {problem.key}') == split
+    return self.split_of(problem.key) == split
 
   @abc.abstractmethod
   def _draw(self, rng: np.random.Generator, split: str) -> Problem | None:
@@ -210,6 +215,11 @@ class Countdown(CalculationTask):
     self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits')
     self._numbers, self._digits = numbers, digits
 
+  @staticmethod
+  def key_of(numbers: list[int], target: object) -> str:
+    """What a problem is known by: its numbers in any order, and its target."""
+    return f'{sorted(numbers)} {target}'
+
   def _draw(self, rng: np.random.Generator, split: str) -> Problem | None:
     numbers = [_random_number(rng, self._digits) for _ in range(self._numbers)]
     # The target is the value of some expression, so that every problem can be solved.
@@ -219,7 +229,7 @@ class Countdown(CalculationTask):
       return None
     listed = f'{", ".join(map(str, numbers[:-1]))} and {numbers[-1]}'
     user = f'Use {listed}, each exactly once, with +, -, * and / to reach {value}. Give the expression after ####.'
-    return Problem(f'{sorted(numbers)} {value}', user, str(value), tuple(numbers), solution)
+    return Problem(self.key_of(numbers, value), user, str(value), tuple(numbers), solution)
 
   def _is_right(self, instance: Instance, answer: str) -> bool:
     expression = expressions.parse(answer)

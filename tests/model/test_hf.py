@@ -1,7 +1,9 @@
 """Checkpoints in and out: every bit kept, every fault named."""
 
+import functools
 import json
 import re
+from unittest import mock
 
 import chex
 import jax
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from earl_jax.config import UserError
 from earl_jax.model import hf, transformer
+from earl_jax.model.families import FAMILIES
 from tests.model import checkpoints, reference
 
 
@@ -87,6 +90,127 @@ def test_missing_shard(sharded):
   refused(folder, 'part1.safetensors is missing')
 
 
+def test_damaged_shard(sharded):
+  folder, _ = sharded
+  path = folder / 'part1.safetensors'
+  path.write_bytes(path.read_bytes()[:-1])
+  refused(folder, 'part1.safetensors is damaged')
+
+
+def test_index_that_names_the_wrong_file(sharded):
+  folder, _ = sharded
+  index = json.loads((folder / 'model.safetensors.index.json').read_text())
+  files = index['weight_map']
+  files['model.norm.weight'] = next(file for file in files.values() if file != files['model.norm.weight'])
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  refused(folder, 'model.norm.weight', 'copy weights and index again')
+
+
+def test_tensor_that_the_model_has_no_place_for(tmp_path):
+  tensors = checkpoints.write(tmp_path) | {'model.layers.0.self_attn.q_norm.weight': np.ones(6, np.float32)}
+  save_file(tensors, tmp_path / 'model.safetensors')
+  refused(tmp_path, 'model.layers.0.self_attn.q_norm.weight', 'no place')
+  del tensors['model.layers.0.self_attn.q_norm.weight']
+  tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.ones(3, np.float32)  # files of transformers 3 have it
+  save_file(tensors, tmp_path / 'model.safetensors')
+  hf.load_params(tmp_path, hf.read_config(tmp_path))
+
+
+def test_quantised_weights(tmp_path):
+  tensors = checkpoints.write(tmp_path)
+  tensors['model.norm.weight'] = tensors['model.norm.weight'].astype(np.int8)
+  save_file(tensors, tmp_path / 'model.safetensors')
+  refused(tmp_path, 'model.norm.weight', 'I8', 'supported is F32, F16 or BF16')
+
+
+def test_what_is_saved_replaces_what_was_there_at_once(tmp_path, monkeypatch):
+  config = transformer.ModelConfig(**reference.SIZES)
+  params = transformer.init_params(config, jax.random.key(0))
+  folder = tmp_path / 'model'
+  hf.save_checkpoint(folder, config, params, eos_token_id=3)
+  (folder / 'tokenizer.json').write_text('{}')
+  content = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+  def fail(*_, **__):
+    raise OSError('disk full')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(hf, 'save_file', fail)
+    with pytest.raises(OSError, match='disk full'):
+      hf.save_checkpoint(folder, config, params, eos_token_id=3)
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+  assert [path.name for path in tmp_path.iterdir()] == ['model']
+
+  other = transformer.init_params(config, jax.random.key(1))
+  hf.save_checkpoint(folder, config, other, eos_token_id=3, max_bytes=5000)
+  assert not (folder / 'model.safetensors').exists()  # or it would be read instead of the files of the index
+  assert (folder / 'tokenizer.json').read_text() == '{}'
+  assert all(path.stat().st_size < 7000 for path in folder.glob('model-*.safetensors'))
+  chex.assert_trees_all_equal(hf.load_params(folder, config), other)
+  hf.save_checkpoint(folder, config, params, eos_token_id=3)
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+  assert [path.name for path in tmp_path.iterdir()] == ['model']
+
+
+def test_saving_where_nothing_can_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  config = transformer.ModelConfig(**reference.SIZES)
+  with pytest.raises(UserError, match='file/model: cannot write there'):
+    hf.save_checkpoint(tmp_path / 'file' / 'model', config, {}, eos_token_id=3)
+
+
+@pytest.mark.parametrize('model', ['missing', 'a/b/c', '/nowhere/at/all', './missing', 'a b/c'])
+def test_neither_folder_nor_id(model, monkeypatch):
+  monkeypatch.setattr('huggingface_hub.snapshot_download', None)
+  with pytest.raises(UserError, match=re.escape(f'model {model!r}: no such folder, nor the id')) as caught:
+    hf.locate(model)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path, monkeypatch):
+  monkeypatch.setattr('huggingface_hub.snapshot_download', None)
+  assert hf.locate(tmp_path) == tmp_path
+  (tmp_path / 'owner' / 'name').mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  assert str(hf.locate('owner/name')) == 'owner/name'
+
+
+def test_an_id_without_network(monkeypatch, tmp_path):
+  import huggingface_hub
+
+  offline = functools.partial(huggingface_hub.snapshot_download, local_files_only=True, cache_dir=tmp_path)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
+  with pytest.raises(UserError, match="model 'owner/name': no such folder, and it cannot be fetched") as caught:
+    hf.locate('owner/name')
+  assert '\n' not in str(caught.value)
+
+
+def test_an_id_that_the_hub_does_not_know(monkeypatch):
+  import huggingface_hub
+
+  def fail(*_, **__):
+    raise huggingface_hub.errors.RepositoryNotFoundError('404 Client Error.', response=mock.MagicMock())
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
+  with pytest.raises(UserError, match="'owner/name': no such folder, and the Hugging Face hub shows you no such model"):
+    hf.locate('owner/name')
+
+
+def test_what_is_fetched_from_the_hub(monkeypatch, tmp_path):
+  """Neither pickles nor code nor formats in folders of their own."""
+  import huggingface_hub
+
+  asked = {}
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, **kinds: asked.update(kinds) or str(tmp_path))
+  assert hf.locate('owner/name') == tmp_path
+  files = [
+      'config.json', 'tokenizer.json', 'model-00001-of-00002.safetensors', 'model.safetensors.index.json',
+      'chat_template.jinja', 'modeling.py', 'pytorch_model.bin', 'original/params.json', 'onnx/model.safetensors',
+      'README.md', 'consolidated.00.pth',
+  ]
+  assert list(huggingface_hub.utils.filter_repo_objects(files, **asked)) == files[:5]
+
+
 @pytest.mark.parametrize('text', ['{', '[]', '{}', '{"weight_map": 3}'])
 def test_unreadable_index(sharded, text):
   folder, _ = sharded
@@ -147,16 +271,20 @@ def test_missing_config(tmp_path):
 
 
 @pytest.mark.parametrize('change', [
-    dict(model_type='llama'), dict(model_type=None), dict(hidden_act='gelu'), dict(use_sliding_window=True),
+    dict(model_type='mistral'), dict(model_type=None), dict(hidden_act='gelu'),
+    dict(use_sliding_window=True, max_window_layers=1),
     dict(rope_scaling={'type': 'yarn'}), dict(rope_parameters={'rope_type': 'linear', 'rope_theta': 1e4}),
     dict(vocab_size=None), dict(vocab_size=0), dict(hidden_size='12'), dict(num_hidden_layers=True),
     dict(num_attention_heads=None, head_dim=None), dict(hidden_size='12', head_dim=None), dict(head_dim=0),
-    dict(num_key_value_heads=3),
+    dict(num_key_value_heads=3), dict(num_key_value_heads=0), dict(mlp_bias=True), dict(partial_rotary_factor=0.5),
+    dict(architectures=['Qwen2ForSequenceClassification']), dict(model_type='qwen3_moe'),
+    dict(quantization_config={'quant_method': 'fp8'}), dict(layer_types=['full_attention', 'sliding_attention']),
+    dict(rope_parameters={'full_attention': {'rope_theta': 1e4}}), dict(rope_theta='10000'), dict(rms_norm_eps=0),
 ])
 def test_unsupported_config(tmp_path, change):
   checkpoints.write_config(tmp_path, tied=True, **change)
   field = next(iter(change))
-  refused(tmp_path, 'config.json', 'rope_type' if field.startswith('rope') else field)
+  refused(tmp_path, 'config.json', 'rope_' if field.startswith('rope') else field)
 
 
 @pytest.mark.parametrize('change, expected', [
@@ -167,6 +295,48 @@ def test_unsupported_config(tmp_path, change):
 def test_rope_theta_old_and_new_spelling(tmp_path, change, expected):
   checkpoints.write_config(tmp_path, tied=True, **change)
   assert hf.read_config(tmp_path).rope_theta == expected
+
+
+LLAMA3 = dict(
+    rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+)
+
+
+def test_llama3_scaling_in_both_spellings(tmp_path):
+  checkpoints.write_config(tmp_path, tied=True, rope_scaling=LLAMA3)
+  old = hf.read_config(tmp_path)
+  assert old.rope_scaling == transformer.RopeScaling(8.0, 1.0, 4.0, 8192)
+  rope = LLAMA3 | dict(rope_theta=checkpoints.THETA)
+  checkpoints.write_config(tmp_path, tied=True, rope_theta=None, rope_parameters=rope)
+  assert hf.read_config(tmp_path) == old
+
+
+@pytest.mark.parametrize('change', [
+    dict(factor='8'), dict(low_freq_factor=None), dict(low_freq_factor=4.0), dict(factor=-1.0),
+    dict(original_max_position_embeddings=0),
+])
+def test_impossible_llama3_scaling(tmp_path, change):
+  checkpoints.write_config(tmp_path, tied=True, rope_scaling=LLAMA3 | change)
+  refused(tmp_path, 'config.json', next(iter(change)))
+
+
+def test_windows_that_no_layer_uses_are_no_obstacle(tmp_path):
+  plain = dict(use_sliding_window=False, max_window_layers=0)
+  for change in (plain, dict(use_sliding_window=True, max_window_layers=2), dict(layer_types=['full_attention'] * 2)):
+    checkpoints.write_config(tmp_path, tied=True, **change)
+    hf.read_config(tmp_path)
+
+
+@pytest.mark.parametrize('model_type', FAMILIES)
+def test_defaults_are_those_of_transformers(tmp_path, model_type):
+  transformers = pytest.importorskip('transformers')
+  sizes = dict(vocab_size=32, hidden_size=64, intermediate_size=8, num_hidden_layers=1, num_attention_heads=32)
+  (tmp_path / 'config.json').write_text(json.dumps(sizes | dict(model_type=model_type)))
+  ours, theirs = hf.read_config(tmp_path), transformers.AutoConfig.from_pretrained(tmp_path)
+  assert ours.rope_theta == theirs.rope_parameters['rope_theta'] and theirs.rope_parameters['rope_type'] == 'default'
+  assert ours.head_dim == getattr(theirs, 'head_dim', 64 // 32)
+  for name in ('num_key_value_heads', 'rms_norm_eps', 'tie_word_embeddings', 'max_position_embeddings'):
+    assert getattr(ours, name) == getattr(theirs, name), name
 
 
 def test_head_dim_follows_from_the_hidden_size(tmp_path):

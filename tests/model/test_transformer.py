@@ -1,5 +1,8 @@
 """The decoder against a slow NumPy one, and what its cache, padding and batch may not change."""
 
+import dataclasses
+import re
+
 import chex
 import hypothesis
 from hypothesis import strategies as st
@@ -95,6 +98,46 @@ def test_output_embedding_is_tied_where_the_config_ties_it():
   )
   assert transformer.output_embedding(untied) is untied['lm_head']
   chex.assert_shape(untied['lm_head'], (CONFIG.vocab_size, CONFIG.hidden_size))
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('cached', [False, True])
+def test_remat_gives_the_same_gradients_and_stores_less(remat, cached):
+  config = transformer.ModelConfig(**reference.SIZES | dict(num_hidden_layers=8))
+  params = transformer.init_params(config, jax.random.key(0))
+  tokens, start = rows(8, 2, 64), np.array([0, 3], np.int32)
+
+  def gradients(remat):
+    changed = dataclasses.replace(config, remat=remat)
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+      cache = transformer.init_cache(changed, 2, 80) if cached else None
+      first, cache = transformer.apply(changed, params, tokens[:, :8], start, cache)
+      rest, _ = transformer.apply(changed, params, tokens[:, 8:], start, cache, 8)
+      return sum((x * jnp.arange(x.size).reshape(x.shape) / x.size).sum() for x in (first, rest))
+
+    compiled = gradients.lower(params).compile()
+    return compiled(params), compiled.memory_analysis().temp_size_in_bytes
+
+  (expected, most), (found, less) = gradients('none'), gradients(remat)
+  scales = jax.tree.map(lambda x: np.abs(x).max() + 1e-6, expected)
+  chex.assert_trees_all_close(
+      jax.tree.map(np.divide, found, scales), jax.tree.map(np.divide, expected, scales), atol=1e-5
+  )
+  assert less < 0.7 * most
+
+
+def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16():
+  config = transformer.ModelConfig(**reference.SIZES, dtype='bfloat16', qk_norm=True)
+  params = transformer.init_params(config, jax.random.key(0))
+  program = str(jax.make_jaxpr(lambda p: transformer.apply(config, p, jnp.ones((1, 4), jnp.int32), jnp.zeros(1, int)))(
+      params))
+  for operation in ('exp', 'sin', 'cos', 'rsqrt', 'reduce_max', 'pow'):
+    found = re.findall(rf':(\w+)\[[^]]*\] = {operation}\b', program)
+    assert set(found) == {'f32'}, (operation, found)
+  assert set(re.findall(r':(\w+)\[[^]]*\] = dot_general', program)) == {'bf16'}
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():

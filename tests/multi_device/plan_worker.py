@@ -26,11 +26,11 @@ from earl_jax.tokenizer import load_tokenizer
 
 
 def write_model(folder: pathlib.Path, size: int) -> None:
-  """Grouped queries, four layers, and weights of ones: only their shapes matter."""
+  """Grouped queries, eight layers, and weights of ones: only their shapes matter."""
   build.build_tokenizer(folder)
   tokenizer = load_tokenizer(folder)
   model = transformer.ModelConfig(
-      vocab_size=1024, hidden_size=size, intermediate_size=3 * size, num_hidden_layers=4,
+      vocab_size=1024, hidden_size=size, intermediate_size=3 * size, num_hidden_layers=8,
       num_attention_heads=size // 64, num_key_value_heads=2, head_dim=64,
   )
   shapes = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
@@ -41,7 +41,7 @@ def write_model(folder: pathlib.Path, size: int) -> None:
 def compiled(config: config_lib.Config) -> dict[str, int]:
   """Bytes on a device that each program takes, by the compiler's account: arguments and temporaries."""
   mesh = sharding.make_mesh(config.mesh)
-  experiment = experiment_lib.prepare(config, mesh)
+  experiment = experiment_lib.prepare(config, experiment_lib.model_folder(config), mesh)
   space, tied = experiment.interface.space, experiment.interface.tied
   params = jax.eval_shape(
       lambda: policy.init_params(transformer.init_params(experiment.model, jax.random.key(0)), space, tied)
@@ -79,7 +79,6 @@ if __name__ == '__main__':
       values.model = folder
     config = config_lib.parse(values)
     one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
-    planned = plan.make(
-        experiment_lib.prepare(config, one), plan.abstract_mesh(config.mesh, jax.device_count())
-    )
+    prepared = experiment_lib.prepare(config, experiment_lib.model_folder(config), one)
+    planned = plan.make(prepared, plan.abstract_mesh(config.mesh, jax.device_count()))
     print(json.dumps({'planned': planned._asdict(), 'compiled': compiled(config)}))

@@ -1,35 +1,31 @@
 """The same run in one process of four devices and in two of two: each makes and scores its own rows alone."""
 
-import socket
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from earl_jax import evaluate, processes
+from earl_jax.config import UserError
 from tests.runs import tiny
 
 STEPS, HALF = 5, 3
 
 
 def launch(workdir, model, count, devices, steps):
-  """Runs to `steps` in `count` processes of `devices` each; gives their output."""
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
-  job = [
-      tiny.start(
-          'train', f'--config={tiny.PATH}:{model}', f'--workdir={workdir}', f'--config.steps={steps}',
-          '--config.algorithm.micro_batch=8', *(['--distributed'] if count > 1 else []),
-          XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}', JAX_PLATFORMS='cpu',
-          JAX_COORDINATOR_ADDRESS=f'localhost:{port}', JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index),
-      )
-      for index in range(count)
+  """Runs to `steps` in `count` processes of `devices` each; gives what they print."""
+  command = [
+      'launch/local_multiprocess.sh', str(count), str(devices), sys.executable, '-m', 'earl_jax.train',
+      f'--config={tiny.PATH}:{model}', f'--workdir={workdir}', f'--config.steps={steps}',
+      '--config.algorithm.micro_batch=8', *(['--distributed'] if count > 1 else []),
   ]
-  told = [process.communicate(timeout=600) for process in job]
-  for process, (_, error) in zip(job, told):
-    assert process.returncode == 0, error[-3000:]
-  return told
+  environment = os.environ | {'XLA_FLAGS': ''}
+  job = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, check=False)
+  assert job.returncode == 0, (job.stdout + job.stderr)[-3000:]
+  return job.stdout
 
 
 @pytest.fixture(scope='module')
@@ -73,10 +69,22 @@ def test_the_same_parameters(runs, other):
 
 def test_one_process_alone_reports(runs):
   """Of two, the first writes the table, the samples and the metrics."""
-  (first, _), (second, _) = runs[1]
-  assert 'exact match' in first and 'exact match' not in second
+  assert '[0] task' in runs[1] and '[1] task' not in runs[1]
   samples = lambda name: {path.name: path.read_text() for path in (runs[0] / name / 'samples').iterdir()}  # noqa: E731
   assert samples('two') == samples('one')
+
+
+@pytest.mark.parametrize('variables, told', [
+    ({'JAX_PROCESS_ID': '0', 'JAX_NUM_PROCESSES': 'two', 'JAX_COORDINATOR_ADDRESS': 'localhost:1'}, "'two'"),
+    ({'JAX_PROCESS_ID': '2', 'JAX_NUM_PROCESSES': '2', 'JAX_COORDINATOR_ADDRESS': 'localhost:1'}, 'process_id=2'),
+    ({}, 'coordinator_address should be defined'),
+])
+def test_a_job_that_cannot_be_joined(monkeypatch, variables, told):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match='JAX_COORDINATOR_ADDRESS=host:port') as error:
+    processes.join()
+  assert told in str(error.value)
 
 
 def test_of_one_process_all_rows_are_its_own():

@@ -1,0 +1,70 @@
+"""Writes a trained policy as a checkpoint that `transformers` loads.
+
+  python -m earl_jax.export --workdir=runs/sort4 --out=exported
+
+The folder holds the model and its tokenizer for AutoModelForCausalLM and AutoTokenizer, the rows of the expanded
+actions (expanded_head.safetensors) and what each of these actions is (action_space.json). As config.model of another
+run with the same environments and interface it starts where this one ended. The newest checkpoint is used.
+
+For some families `transformers` insists on a tokenizer class of its own, which need not read the files as they were
+written: of Qwen2 with any tokenizer but Qwen's, such as the embedded model's. PreTrainedTokenizerFast is right then, as
+the program says.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+from transformers import AutoTokenizer
+
+from earl_jax import cli, evaluate, expanded_head, policy
+from earl_jax import tokenizer as tokenizer_lib
+from earl_jax.config import UserError
+from earl_jax.experiment import Experiment
+from earl_jax.model import hf
+
+__all__ = ['export']
+
+
+def export(experiment: Experiment, params: policy.Params, folder: pathlib.Path, max_bytes: int = 5 * 10**9) -> None:
+  """Writes the policy to `folder`, which is whole as soon as it is there.
+
+  Args:
+    params: as jax or NumPy arrays, of which this process can see all shards.
+    max_bytes: of one file of weights.
+
+  Raises:
+    UserError: there is something in `folder`.
+  """
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise UserError(f'--out={folder}: there is something already; choose a new folder')
+  with hf.replacing(folder) as new:
+    hf.write_checkpoint(new, experiment.model, params['model'], experiment.tokenizer.eos_token_id, max_bytes)
+    experiment.tokenizer.save_pretrained(new)
+    described = expanded_head.manifest(experiment.interface, experiment.config.interface)
+    expanded_head.write(new, described, params.get('expanded_head'))
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  del argv
+  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values, required=True)
+  flags.DEFINE_string('out', None, 'Folder to write; a new one.', flag_values=values, required=True)
+  flags.DEFINE_float('max_gigabytes', 5.0, 'Of one file of weights.', 1e-9, flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+  workdir, out = pathlib.Path(values.workdir), pathlib.Path(values.out)
+  config = evaluate.read_config(workdir)
+  cli.prepare_jax(config)
+  experiment, params, step = evaluate.load(workdir, config)
+  export(experiment, params, out, int(values.max_gigabytes * 10**9))
+  print(f'{out}: {workdir} after {step} steps')
+  again = AutoTokenizer.from_pretrained(out)
+  texts = [action.description for action in experiment.interface.space.actions]
+  if any(tokenizer_lib.encode(again, text) != tokenizer_lib.encode(experiment.tokenizer, text) for text in texts):
+    print(f'AutoTokenizer makes a {type(again).__name__} of it, which splits texts otherwise: load the tokenizer with '
+          'PreTrainedTokenizerFast')
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, define_flags))
