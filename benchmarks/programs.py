@@ -11,7 +11,7 @@ from earl_jax import checkpoint, policy, sharding, train, update
 from earl_jax.batches import row_order
 from earl_jax.collect import draw
 from earl_jax.config import AlgorithmConfig, Config, OptimizerConfig, RolloutConfig, Stage
-from earl_jax.experiment import Experiment, prepare
+from earl_jax.experiment import EMBEDDED, Experiment, prepare
 from earl_jax.model import transformer
 
 
@@ -21,7 +21,7 @@ def build(
   """Sorting with the embedded tokenizer: a larger vocabulary of the model is padding, which costs the same."""
   stages = (Stage(tasks=(('sort', {'n': 4}, 1.0),)),)
   config = Config(dtype=model.dtype, remat=model.remat, curriculum=stages, rollout=rollout, algorithm=algorithm)
-  return dataclasses.replace(prepare(config, mesh), model=model)
+  return dataclasses.replace(prepare(config, EMBEDDED, mesh), model=model)
 
 
 @functools.cache

@@ -41,10 +41,10 @@ def build(tokenizer: str) -> Experiment:
       pathlib.Path(folder, path.name).symlink_to(path)
     pathlib.Path(folder, 'config.json').write_text(json.dumps(CONFIG))
     return prepare(Config(
-        model=folder, curriculum=(Stage(tasks=(('sort', {'n': 4}, 1.0),)),),
+        curriculum=(Stage(tasks=(('sort', {'n': 4}, 1.0),)),),
         rollout=RolloutConfig(prompts=1, group=2, prompt_length=80, response_length=32, chunk=2),
         algorithm=AlgorithmConfig(mini_batches=1, micro_batch=1),
-    ), core.one_device())
+    ), pathlib.Path(folder), core.one_device())
 
 
 def vocabulary_buffers(text: str, rows: int) -> list[int]:
