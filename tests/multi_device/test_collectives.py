@@ -66,6 +66,15 @@ def test_decoding_moves_no_parameters(shared_out, mesh):
   assert 0 < parts['token']['activations'] < parts['rollout']['parameters'] / 10
 
 
+@pytest.mark.parametrize('mesh', MESHES)
+def test_an_update_gathers_the_heads_once_for_all_chunks(shared_out, mesh):
+  """In units of all parameters of a device's part of tensor, which a rollout gathers once: a micro-batch gathers those
+  of the layers twice, and sums gradients, those of the heads for each of three chunks. Gathered anew for every chunk
+  the heads came to 12."""
+  parts = shared_out[mesh]['bytes']
+  assert parts['micro-batch']['parameters'] < 6 * parts['rollout']['parameters']
+
+
 @pytest.fixture(scope='module')
 def growth(tmp_path_factory):
   """(axis, part of a step, kind) -> bytes with eight devices over bytes with two, of the same work per device."""
