@@ -1,0 +1,37 @@
+"""Compiles rollout and update on meshes of up to eight virtual devices and writes what their text says; runs nothing.
+
+  python -m tests.multi_device.collectives_worker FACTS.json MESH...
+"""
+
+import json
+import pathlib
+import sys
+
+from earl_jax.config import MeshConfig
+from tests.runs import tiny
+
+sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
+import collectives  # noqa: E402
+import hlo  # noqa: E402
+
+
+def facts(mesh: str) -> dict:
+  experiment = collectives.build(collectives.make_mesh(MeshConfig(*map(int, mesh.split('x')))))
+  texts = collectives.compiled(experiment)
+  return {
+      'bytes': collectives.measure(experiment, texts),
+      'collectives': {
+          name: sorted({array.shape for found in hlo.collectives(text) for array in found.results})
+          for name, text in texts.items()
+      },
+      'arrays': {name: sorted({array.shape for array in hlo.arrays(text)}) for name, text in texts.items()},
+      'vocabulary': experiment.model.vocab_size,
+      'hidden': experiment.model.hidden_size,
+      'response': experiment.config.rollout.response_length,
+      'micro_batch': experiment.config.algorithm.micro_batch,
+  }
+
+
+if __name__ == '__main__':
+  out, *meshes = sys.argv[1:]
+  pathlib.Path(out).write_text(json.dumps({mesh: facts(mesh) for mesh in meshes}))

@@ -1,0 +1,113 @@
+"""What devices send each other, as the compiled programs say: no whole vocabulary, and nothing that need not grow."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from earl_jax import policy
+from tests.runs import tiny
+
+MESHES = ('2x2x2', '1x4x2')  # data x fsdp x tensor
+FEW, MANY = 2, 8  # devices
+
+
+def compile_on(meshes, folder):
+  """Mesh -> what tests/multi_device/collectives_worker.py tells."""
+  out = folder / 'facts.json'
+  process = subprocess.run(
+      [sys.executable, '-m', 'tests.multi_device.collectives_worker', str(out), *meshes], cwd=tiny.ROOT, text=True,
+      capture_output=True,
+      env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'},
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  return json.loads(out.read_text())
+
+
+@pytest.fixture(scope='module')
+def shared_out(tmp_path_factory):
+  return compile_on(MESHES, tmp_path_factory.mktemp('shared_out'))
+
+
+@pytest.mark.parametrize('program', ['rollout', 'update'])
+@pytest.mark.parametrize('mesh', MESHES)
+def test_no_collective_puts_the_vocabulary_together(shared_out, mesh, program):
+  facts = shared_out[mesh]
+  axes = {size for shape in facts['collectives'][program] for size in shape}
+  assert facts['vocabulary'] // 2 in axes  # the embedding's half, gathered along fsdp: there is something to see
+  assert [size for size in axes if size and size % facts['vocabulary'] == 0] == []
+
+
+@pytest.mark.parametrize('program', ['rollout', 'update'])
+@pytest.mark.parametrize('mesh', MESHES)
+def test_no_array_has_the_vocabulary_for_every_slot(shared_out, mesh, program):
+  """On a device: a half of the vocabulary for the hidden axis (the embedding) or for the slots of a chunk."""
+  facts = shared_out[mesh]
+  part, rows = facts['vocabulary'] // 2, facts['micro_batch'] // 4
+  shapes = [shape for shape in facts['arrays'][program] if any(size and size % part == 0 for size in shape)]
+  besides = {math.prod(shape) // part for shape in shapes}
+  assert facts['hidden'] in besides
+  if program == 'update':
+    assert rows * policy.CHUNK in besides
+    assert max(besides) <= max(rows * policy.CHUNK, facts['hidden']) < rows * facts['response']
+  else:
+    assert max(besides) < rows * facts['response']
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_decoding_moves_no_parameters(shared_out, mesh):
+  """They are gathered once, before the loop."""
+  parts = shared_out[mesh]['bytes']
+  assert parts['rollout']['parameters'] > 0
+  assert parts['token']['parameters'] == 0
+  assert 0 < parts['token']['activations'] < parts['rollout']['parameters'] / 10
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_an_update_gathers_the_heads_once_for_all_chunks(shared_out, mesh):
+  """In units of all parameters of a device's part of tensor, which a rollout gathers once: a micro-batch gathers those
+  of the layers twice, and sums gradients, those of the heads for each of three chunks. Gathered anew for every chunk
+  the heads came to 12."""
+  parts = shared_out[mesh]['bytes']
+  assert parts['micro-batch']['parameters'] < 6 * parts['rollout']['parameters']
+
+
+@pytest.fixture(scope='module')
+def growth(tmp_path_factory):
+  """(axis, part of a step, kind) -> bytes with eight devices over bytes with two, of the same work per device."""
+  meshes = {axis: {n: 'x'.join(str(n if a == i else 1) for a in range(3)) for n in (FEW, MANY)}
+            for i, axis in enumerate(('data', 'fsdp', 'tensor'))}
+  facts = compile_on([mesh for pair in meshes.values() for mesh in pair.values()], tmp_path_factory.mktemp('growth'))
+
+  def ratio(axis, part, kind):
+    few, many = (facts[meshes[axis][n]]['bytes'][part][kind] for n in (FEW, MANY))
+    assert few > 0
+    return many / few
+
+  ratio.bytes = lambda axis, part, kind: facts[meshes[axis][MANY]]['bytes'][part][kind]
+  return ratio
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axis', ['data', 'fsdp'])
+def test_parameters_and_gradients_do_not_grow_with_more_rows(growth, axis):
+  """Results of the same size: of it a device sends (n - 1) / n, or twice that to sum it."""
+  assert growth(axis, 'micro-batch', 'parameters') == pytest.approx(1, abs=0.01)
+  assert growth(axis, 'step', 'parameters') == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.slow
+def test_tensor_moves_activations_alone_and_they_grow_with_the_rows(growth):
+  assert growth.bytes('tensor', 'step', 'parameters') == 0
+  assert growth('tensor', 'token', 'activations') < 1.15 * MANY / FEW
+  assert growth('tensor', 'micro-batch', 'activations') < 1.15 * MANY / FEW
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axis', ['data', 'fsdp'])
+def test_rows_are_decoded_where_they_are(growth, axis):
+  """All that goes round is whether any row goes on."""
+  assert growth.bytes(axis, 'token', 'activations') <= 8
