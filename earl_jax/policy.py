@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from earl_jax.action_space import ActionSpace
 from earl_jax.masked import NEGATIVE
 from earl_jax.model import transformer
-from earl_jax.sharding import for_decoding
+from earl_jax.sharding import gathered
 
 CHUNK = 16  # slots scored at a time
 Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D], absent where it is tied}
@@ -158,7 +158,7 @@ def score_decisions(params: Params, space: ActionSpace, hidden, actions, languag
   """
   length = actions.shape[1]
   pad = -length % chunk
-  params = for_decoding(params, 'float32')  # the heads are gathered once for all chunks, not once for each
+  params = gathered(params, 'float32')  # the heads are gathered once for all chunks, not once for each
 
   def chunks(x):
     x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))

@@ -16,7 +16,7 @@ from earl_jax.action_space import LANGUAGE
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.masked import NEGATIVE
 from earl_jax.model import transformer
-from earl_jax.sharding import constrain, for_decoding
+from earl_jax.sharding import constrain, gathered
 from earl_jax.trajectory import Trajectory
 
 
@@ -147,7 +147,7 @@ def rollout(
   """
   space = interface.space
   prompt_length = prompts.tokens.shape[1]
-  params = for_decoding(params, config.dtype)
+  params = gathered(params, config.dtype)
 
   hidden, cache = read_prompts(config, params, prompts.tokens, prompts.start, group, slots)
   prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)

@@ -124,10 +124,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def for_decoding(params: Any, dtype: str) -> Any:
-  """Parameters as the decode loop wants them: whole along fsdp, and in the dtype of the computation.
+def gathered(params: Any, dtype: str) -> Any:
+  """Parameters for a loop that uses them again and again: whole along fsdp, and in the dtype of the computation.
 
-  Gathered and cast once for all slots, not once for each. The scales of norms stay float32.
+  Gathered and cast once, not at every turn. The scales of norms stay float32.
   """
   def leaf(path, x):
     axes = _logical_axes(path, x)
