@@ -83,35 +83,10 @@ def on_device(mesh: AbstractMesh, tree: Any) -> int:
 
 def residuals(f: Callable, x: Any, *others: Any) -> list[Any]:
   """Shapes of what the backward pass of f(x, *others), to x, finds stored: arguments left out, each array counted once.
-
-  Under a scan an array is often kept in several shapes; the compiler makes one of them.
   """
   jaxpr = jax.make_jaxpr(lambda x, *others: jax.vjp(lambda x: f(x, *others), x)[1])(x, *others).jaxpr
-  roots = {}
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'scan':
-      roots |= _scan_roots(equation)
-  kept = {}
-  for out in jaxpr.outvars:
-    if isinstance(out, core.Var) and out not in jaxpr.invars:
-      kept[roots.get(out, out)] = out.aval
+  kept = {out: out.aval for out in jaxpr.outvars if isinstance(out, core.Var) and out not in jaxpr.invars}
   return list(kept.values())
-
-
-def _scan_roots(equation: Any) -> dict:
-  """Stacked outputs of a scan -> what they are reshaped from in its body, so that the same array is known as one."""
-  body, skip = equation.params['jaxpr'].jaxpr, equation.params['num_carry']
-  source = {e.outvars[0]: e.invars[0] for e in body.eqns if e.primitive.name in ('reshape', 'squeeze', 'copy')}
-
-  def root(var):
-    while var in source:
-      var = source[var]
-    return var
-
-  return {
-      outside: (id(equation), root(inside))
-      for outside, inside in zip(equation.outvars[skip:], body.outvars[skip:]) if isinstance(inside, core.Var)
-  }
 
 
 def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int) -> int:
@@ -119,22 +94,24 @@ def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int)
   sizes = {model.intermediate_size, model.num_attention_heads, model.vocab_size}
   if model.num_key_value_heads % tensor == 0:
     sizes.add(model.num_key_value_heads)
-  return math.prod(shape) // (tensor if any(size in sizes for size in shape) else 1)
+  return math.prod(shape) // (tensor if sizes & set(shape[2:]) else 1)  # the first are layers and rows, or rows and slots
 
 
 def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, tensor: int) -> int:
   """Bytes that a micro-batch of `rows` rows on this device takes between its forward and its backward pass, at most.
 
-  What is kept; what is computed again of one layer, and the largest of its arrays once more, as its gradient; or three
-  arrays of logits, of a chunk of slots.
+  What is kept, for either width (`update.at_width`): XLA for CPU lets the two share none of it. For a moment, what is
+  computed again of one layer, and the largest of its arrays once more, as its gradient; or three arrays of logits, of a
+  chunk of slots.
   """
   config, model = experiment.config, experiment.model
   shared = math.gcd(shared_rows(config), rows)
   floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
   part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), trajectory)
   batch = update.Batch(part, floats(rows), floats(*part.tokens.shape), jax.ShapeDtypeStruct((rows,), bool))
+  half = update.half_width(part.slots, config.rollout.prompt_length)
 
-  def kept(model):
+  def kept(model, batch):
     settings = dict(
         model=model, space=experiment.interface.space, config=config.algorithm, shared=shared,
         prompt_length=config.rollout.prompt_length,
@@ -144,8 +121,9 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
     layers = [size // model.num_hidden_layers for x, size in arrays if x.shape[:1] == (model.num_hidden_layers,)]
     return sum(size for _, size in arrays), layers
 
-  (total, stored), (_, computed) = kept(model), kept(dataclasses.replace(model, remat='none'))
+  (total, stored), (_, computed) = kept(model, batch), kept(dataclasses.replace(model, remat='none'), batch)
   again = sum(computed) - sum(stored) + max(computed)
+  total += kept(model, jax.eval_shape(lambda batch: batch.cut(half), batch))[0]
   return total + max(again, 3 * 4 * rows * policy.CHUNK * model.vocab_size // tensor)
 
 
@@ -184,7 +162,7 @@ def make(experiment: Experiment, mesh: AbstractMesh) -> Plan:
   rollout = int(weights + gathered + cache + record + max(reading, choosing))
 
   batch = record + 2 * 4 * rows * experiment.slots // shares
-  step = weights + states + batch + 2 * weights  # of gradients: their sum, and those of a micro-batch
+  step = weights + states + batch + 3 * weights  # of gradients: their sum, and those of a micro-batch at either width
   step += backward(experiment, params, trajectory, config.algorithm.micro_batch // shares, tensor)
 
   reference = 0 if config.algorithm.reference_on_host or not config.algorithm.kl else weights

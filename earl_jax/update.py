@@ -69,6 +69,11 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
+def half_width(slots: int, prompt_length: int) -> int:
+  """Slots of a prompt and half of its response."""
+  return prompt_length + -(-(slots - prompt_length) // 2)
+
+
 def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_length: int) -> Any:
   """`f` of rows cut after half of the response, if that holds all that was decoded, or of whole rows.
 
@@ -79,7 +84,7 @@ def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_
     rows: a Trajectory or a Batch.
     trajectory: `rows`, or that of the batch.
   """
-  half = prompt_length + -(-(trajectory.slots - prompt_length) // 2)
+  half = half_width(trajectory.slots, prompt_length)
   return jax.lax.cond(jnp.max(trajectory.end) <= half, lambda rows: f(rows.cut(half)), f, rows)
 
 

@@ -105,6 +105,11 @@ def rotary(x: jax.Array, positions: jax.Array, speed: jax.Array) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+# Cheap to compute again: the backward pass keeps what goes in, not every step of it.
+_gated = jax.checkpoint(lambda gate, up: jax.nn.silu(gate) * up, prevent_cse=False)
+
+
+@functools.partial(nn.remat, prevent_cse=False)
 class RMSNorm(nn.Module):
   """x / rms(x) * scale, computed in float32."""
 
@@ -169,17 +174,16 @@ def _attend(block: Block, x, q, k, v, mask):
   groups = c.num_key_value_heads
   q = (q * h**-0.5).reshape(b, s, groups, n // groups, h).swapaxes(1, 2).reshape(b, groups, -1, h)
   scores = jnp.einsum('bkqh,btkh->bkqt', q, k, preferred_element_type=jnp.float32)
-  scores = scores.reshape(b, groups, s, n // groups, -1)
-  scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, :, None]
+  scores = scores + jnp.repeat(jnp.where(mask, 0.0, -1e30), n // groups, axis=1)[:, None]
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1, keepdims=True)
-  y = jnp.einsum('bkqt,btkh->bkqh', weights.astype(c.dtype).reshape(b, groups, s * n // groups, -1), v)
-  y = (y.reshape(*total.shape[:-1], h) / total).astype(c.dtype).swapaxes(1, 2).reshape(b, s, n, h)
+  y = jnp.einsum('bkqt,btkh->bkqh', weights.astype(c.dtype), v)
+  y = (y / total).astype(c.dtype).reshape(b, groups, s, -1, h).swapaxes(1, 2).reshape(b, s, n, h)
   x = x + block.dense(c.hidden_size, 'o', axis=(-2, -1), use_bias='o' in c.attention_bias)(y)
 
   y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
   gate, up = block.dense(c.intermediate_size, 'gate')(y), block.dense(c.intermediate_size, 'up')(y)
-  y = constrain(jax.nn.silu(gate) * up, 'rows', None, 'mlp')
+  y = constrain(_gated(gate, up), 'rows', None, 'mlp')
   return constrain(x + block.dense(c.hidden_size, 'down')(y), 'rows')
 
 
