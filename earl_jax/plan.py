@@ -94,7 +94,8 @@ def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int)
   sizes = {model.intermediate_size, model.num_attention_heads, model.vocab_size}
   if model.num_key_value_heads % tensor == 0:
     sizes.add(model.num_key_value_heads)
-  return math.prod(shape) // (tensor if sizes & set(shape[2:]) else 1)  # the first are layers and rows, or rows and slots
+  inner = set(shape[2:])  # the first two are layers and rows, or rows and slots
+  return math.prod(shape) // (tensor if sizes & inner else 1)
 
 
 def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, tensor: int) -> int:
