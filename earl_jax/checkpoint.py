@@ -2,6 +2,7 @@
 
     workdir/config.json, versions.json    what the run is (`claim_workdir`)
     workdir/checkpoints/<step>/           state and meta after <step> updates (`Checkpointer`)
+    workdir/imitated/<step>/              parameters at the end of an imitation, the reference policy from there on
 """
 
 import json
@@ -31,8 +32,10 @@ class Checkpointer:
   only. Older ones are removed after a newer one is in place, never before.
   """
 
-  def __init__(self, workdir: str | os.PathLike, keep: int = 3, read_only: bool = False):
-    """Opens `workdir/checkpoints`.
+  def __init__(
+      self, workdir: str | os.PathLike, name: str = 'checkpoints', keep: int = 3, read_only: bool = False
+  ):
+    """Opens `workdir/name`.
 
     Args:
       workdir: the run's folder.
@@ -44,7 +47,7 @@ class Checkpointer:
     """
     if keep < 1:
       raise UserError(f'keep={keep}: a run needs at least one checkpoint; choose keep >= 1')
-    self._directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+    self._directory = pathlib.Path(workdir).absolute() / name
     if read_only:
       options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:

@@ -1,19 +1,21 @@
-"""The reference policy of the KL term: the policy as the run began."""
+"""The reference policy of the KL term: the policy as it was when it was first left to itself."""
 
 import functools
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from earl_jax import policy, update
+from earl_jax import checkpoint, policy, update
 from earl_jax.action_space import ActionSpace
+from earl_jax.config import UserError
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.trajectory import Trajectory
 
 
 def keep(params: policy.Params, shardings: Any, on_host: bool) -> policy.Params:
-  """A copy of the first parameters, on the devices or, to leave them that room, in the memory of their hosts.
+  """A copy of the parameters, on the devices or, to leave them that room, in the memory of their hosts.
 
   Args:
     shardings: of the parameters.
@@ -21,6 +23,26 @@ def keep(params: policy.Params, shardings: Any, on_host: bool) -> policy.Params:
   if on_host:
     return jax.device_put(params, jax.tree.map(lambda sharding: sharding.with_memory_kind('pinned_host'), shardings))
   return jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings)(params)
+
+
+def save(workdir: str | pathlib.Path, step: int, params: policy.Params) -> None:
+  """Keeps what an imitation of `step` steps led to: from there on it is the reference."""
+  with checkpoint.Checkpointer(workdir, 'imitated', keep=1) as checkpointer:
+    checkpointer.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
+    checkpointer.save(step, params, {})  # does nothing if a run that was killed then had come as far
+
+
+def restore(workdir: str | pathlib.Path, abstract: policy.Params) -> policy.Params:
+  """What `save` kept; `abstract` as in `Checkpointer.restore`.
+
+  Raises:
+    UserError: it is not there or cannot be read.
+  """
+  with checkpoint.Checkpointer(workdir, 'imitated', keep=1) as checkpointer:
+    found = checkpointer.restore(abstract)
+  if found is None:
+    raise UserError(f'{workdir}/imitated: the reference policy of this run is missing; restore it or begin anew')
+  return found[1]
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch', 'prompt_length', 'shared'))

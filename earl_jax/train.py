@@ -166,8 +166,10 @@ def train(config: Config, workdir: str | pathlib.Path) -> Run:
   initialise = functools.partial(update.init_state, optimizer=optimizer)
   shapes = jax.eval_shape(initialise, params)
   shardings = sharding.tree_shardings(experiment.mesh, shapes)
-  on_host = config.algorithm.reference_on_host
-  reference = reference_lib.keep(params, shardings.params, on_host) if config.algorithm.kl else None
+  keep = functools.partial(
+      reference_lib.keep, shardings=shardings.params, on_host=config.algorithm.reference_on_host
+  )
+  reference = keep(params) if config.algorithm.kl else None
   by_row = sharding.by_row(experiment.mesh)
   goal = [task for task, _ in experiment.stages[-1]]
   score = functools.partial(reference_lib.log_probs, micro_batch=config.algorithm.micro_batch, **experiment.scoring)
@@ -188,6 +190,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> Run:
         raise UserError(f'{workdir}: its random keys are of another kind; resume with the same JAX_DEFAULT_PRNG_IMPL')
       curriculum, solved = Curriculum(meta['stage'], tuple(meta['history']), meta['steps']), meta['solved']
       interventions = Interventions(np.array(meta['gains']))
+      if reference is not None and any(stage.imitate for stage in config.curriculum[: curriculum.stage]):
+        reference = keep(reference_lib.restore(workdir, abstract.params))
     del params, restored  # the first update donates their buffers
 
     def save():
@@ -229,7 +233,10 @@ def train(config: Config, workdir: str | pathlib.Path) -> Run:
         metrics['tokens_per_second'] = metrics['tokens'] / metrics['seconds']
 
         step += 1
-        curriculum = curriculum.after(experiment, experience.exact)
+        before, curriculum = config.curriculum[curriculum.stage], curriculum.after(experiment, experience.exact)
+        if before.imitate and not config.curriculum[curriculum.stage].imitate and reference is not None:
+          reference = keep(state.params)
+          reference_lib.save(workdir, step, state.params)
         if step % config.evaluate_every == 0:
           results = evaluate.evaluate_policy(experiment, state.params, goal, samples=config.evaluation_prompts)
           metrics |= {

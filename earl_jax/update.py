@@ -107,8 +107,8 @@ def loss_and_metrics(
 
     clipped surrogate  +  kl * k3(language decisions)  -  entropy * H
 
-  In rows to imitate, cross-entropy takes the place of the surrogate. The gradients of micro-batches add up to that of
-  the mini-batch, however it is split.
+  In rows to imitate, cross-entropy takes the place of all three. The gradients of micro-batches add up to that of the
+  mini-batch, however it is split.
   """
   trajectory = batch.trajectory
   scores = score(params, model, space, trajectory, prompt_length=prompt_length, shared=shared)
@@ -118,7 +118,8 @@ def loss_and_metrics(
       log_ratio, batch.advantages[:, None], config.clip_low, config.clip_high, config.dual_clip
   )
   surrogate = jnp.where(batch.imitate[:, None], -scores.log_probs, surrogate)
-  tokens = decisions & (trajectory.actions < space.vocab_size)
+  free = decisions & ~batch.imitate[:, None]
+  tokens = free & (trajectory.actions < space.vocab_size)
   kl = losses.kl_k3(scores.vocabulary_log_probs, batch.reference_log_probs)
   mean = lambda x, mask: masked_sum(x, mask) / total  # noqa: E731
   loss = mean(surrogate, decisions)
@@ -130,7 +131,7 @@ def loss_and_metrics(
   if config.kl:
     metrics['kl'] = mean(kl, tokens)
     loss += config.kl * metrics['kl']
-  loss -= config.entropy * metrics['entropy']
+  loss -= config.entropy * mean(scores.entropy, free)
   return loss, {'loss': loss} | metrics
 
 

@@ -5,7 +5,6 @@
 MODEL is 'embedded' or the hidden size of a random model with its tokenizer. Values are JSON.
 """
 
-import functools
 import json
 import pathlib
 import runpy
@@ -15,14 +14,16 @@ import tempfile
 import jax
 import numpy as np
 
-from earl_jax import checkpoint, plan, policy, sharding, train, update
 from earl_jax import config as config_lib
-from earl_jax import experiment as experiment_lib
-from earl_jax.batches import row_order
-from earl_jax.collect import draw
+from earl_jax import plan, sharding
 from earl_jax.embedded import build
+from earl_jax.experiment import model_folder, prepare
 from earl_jax.model import hf, transformer
 from earl_jax.tokenizer import load_tokenizer
+from tests.runs import tiny
+
+sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
+import programs  # noqa: E402
 
 
 def write_model(folder: pathlib.Path, size: int) -> None:
@@ -40,33 +41,9 @@ def write_model(folder: pathlib.Path, size: int) -> None:
 
 def compiled(config: config_lib.Config) -> dict[str, int]:
   """Bytes on a device that each program takes, by the compiler's account: arguments and temporaries."""
-  mesh = sharding.make_mesh(config.mesh)
-  experiment = experiment_lib.prepare(config, experiment_lib.model_folder(config), mesh)
-  space, tied = experiment.interface.space, experiment.interface.tied
-  params = jax.eval_shape(
-      lambda: policy.init_params(transformer.init_params(experiment.model, jax.random.key(0)), space, tied)
-  )
-  optimizer = update.make_optimizer(config.optimizer, config.steps)
-  shapes = jax.eval_shape(functools.partial(update.init_state, optimizer=optimizer), params)
-  state = checkpoint.abstract(shapes, sharding.tree_shardings(mesh, shapes))
-  sizes = {}
-
-  def record(name, lowered):
-    memory = lowered.compile().memory_analysis()
-    sizes[name] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-
-  decoder, batch = experiment.decoder(config.rollout.group), train.abstract_batch(experiment, state.params)
-  none = np.zeros(len(batch.advantages))
-  order = row_order(config, 0, none, none)
-  with jax.set_mesh(mesh):
-    rows = np.arange(config.rollout.prompts * config.rollout.group, dtype=np.int32)
-    rows = jax.device_put(rows, sharding.by_row(mesh))
-    prompts = experiment.encode_prompts(*draw(experiment, stage=0, step=0))
-    record('rollout', decoder.func.lower(state.params, prompts, rows, jax.random.key(0), **decoder.keywords))
-    record('update', update.update_step.lower(
-        state, batch, *order, optimizer=optimizer, config=config.algorithm, mesh=mesh, **experiment.scoring
-    ))
-  return sizes
+  experiment = prepare(config, model_folder(config), sharding.make_mesh(config.mesh))
+  memories = {name: lowered.compile().memory_analysis() for name, lowered in programs.lower(experiment).items()}
+  return {name: m.argument_size_in_bytes + m.temp_size_in_bytes for name, m in memories.items()}
 
 
 if __name__ == '__main__':
@@ -79,6 +56,7 @@ if __name__ == '__main__':
       values.model = folder
     config = config_lib.parse(values)
     one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
-    prepared = experiment_lib.prepare(config, experiment_lib.model_folder(config), one)
-    planned = plan.make(prepared, plan.abstract_mesh(config.mesh, jax.device_count()))
+    planned = plan.make(
+        prepare(config, model_folder(config), one), plan.abstract_mesh(config.mesh, jax.device_count())
+    )
     print(json.dumps({'planned': planned._asdict(), 'compiled': compiled(config)}))
