@@ -1,5 +1,6 @@
 """launch/: the files hold together, and the shell parts do what they say, with stubs in place of engines."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -203,14 +204,18 @@ def test_signals_reach_all_and_all_may_save(stub, number):
   # The second takes longer over its save than the first, and is not cut short.
   body = 'trap \'sleep "0.$((JAX_PROCESS_ID * 5))"; echo saved; exit 75\' TERM; echo up; while :; do sleep 0.05; done'
   environment = stub('python', body)
-  process = subprocess.Popen(local(2, 1, 'python'), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+      local(2, 1, 'python'), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit a deaf ear
+  )
   try:
     ups = [process.stdout.readline(), process.stdout.readline()]
     assert sorted(ups) == ['[0] up\n', '[1] up\n']
     process.send_signal(number)
     rest, _ = process.communicate(timeout=30)
   finally:
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
   assert process.returncode == 75 and sorted(rest.splitlines()) == ['[0] saved', '[1] saved']
 
 
