@@ -21,8 +21,8 @@ class Stage:
     until: the stage ends when the running mean of exact match (over `window` batches) of every task reaches this; 1.1
       never does.
     steps: if above 0 the stage ends after so many steps instead.
-    imitate: learn from what the tasks' solvers would do (supervised fine-tuning), not from rollouts. Needs `steps`; what
-      it leads to is the reference policy of the stages that follow.
+    imitate: learn from what the tasks' solvers would do (supervised fine-tuning), not from rollouts. Needs `steps`;
+      what it leads to is the reference policy of the stages that follow.
   """
 
   tasks: tuple = ()
