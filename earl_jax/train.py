@@ -39,9 +39,10 @@ from earl_jax.experiment import Experiment, set_up
 
 __all__ = ['train']
 
-# What a resumed run may change: how long it goes on, what it reports, which devices it runs on.
+# What a resumed run may change: how long it goes on, what it reports, which devices it runs on and how it fits there.
 CHANGEABLE = (
     'steps', 'stop_at_solved', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts', 'mesh',
+    'remat', 'algorithm.reference_on_host',
 )
 SAMPLES = 8  # trajectories written out at a time
 
