@@ -67,17 +67,18 @@ def table(cells: Cells, task: str) -> str:
 
 
 def phrases(cells: Cells, task: str) -> str:
-  """Planning phrases in the last samples of each method, per hundred episodes; empty where there are none."""
-  rows = [['method', 'episodes', *PHRASES]]
+  """Planning phrases in the last samples of each method, per hundred episodes; empty where nobody plans in prose."""
+  rows, found = [['method', 'episodes', *PHRASES]], 0
   for method, name in NAMES.items():
     counts, episodes = collections.Counter(), 0
     for workdir, _ in cells.get((task, method), []):
       for sample in sorted((workdir / 'samples').glob('*.txt'))[-1].read_text().split('===== sample')[1:]:
         response, episodes = sample.partition('⏎')[2].lower(), episodes + 1
         counts.update({phrase: len(re.findall(rf'\b{phrase}\b', response)) for phrase in PHRASES})
+    found += counts.total()
     if episodes:
       rows.append([name, str(episodes), *(f'{100 * counts[phrase] / episodes:.0f}' for phrase in PHRASES)])
-  return grid.markdown(rows)
+  return grid.markdown(rows) if found else ''
 
 
 def draw(cells: Cells, task: str, path: pathlib.Path) -> None:
@@ -110,8 +111,9 @@ def report(cells: Cells, docs: pathlib.Path, tasks: list[str], jobs: int) -> str
       for suffix in ('.png', '.svg'):
         draw(cells, task, docs / 'images' / f'compare_{task}{suffix}')
       parts += [f'## {TASKS[task]}, {seeds} seed{"s" * (seeds > 1)}', table(cells, task),
-                f'![Greedy exact match on {TASKS[task]} over rollouts](images/compare_{task}.png)',
-                'Planning phrases per hundred sampled episodes, for models that write prose:', phrases(cells, task)]
+                f'![Greedy exact match on {TASKS[task]} over rollouts](images/compare_{task}.png)']
+      if planning := phrases(cells, task):
+        parts += ['Planning phrases per hundred sampled episodes:', planning]
   text = '\n\n'.join(parts) + '\n'
   write_atomically(docs / 'results.md', text)
   return text
