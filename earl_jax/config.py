@@ -172,7 +172,8 @@ def apply_method(config: ml_collections.ConfigDict, method: str, sft_steps: int)
   """Turns a config into that of EARL or of a baseline; all else stays what it is.
 
   Args:
-    config: its last stage is what is learned, and what `sft_grpo` sees demonstrations of before.
+    config: its last stage is what is learned. `sft_grpo` sees demonstrations of it in place of all stages before: they
+      would have it forget what it was shown.
     method: a key of METHODS.
     sft_steps: how long, for `sft_grpo`.
 
@@ -184,7 +185,7 @@ def apply_method(config: ml_collections.ConfigDict, method: str, sft_steps: int)
   config.interface, config.algorithm.counterfactual, sft = METHODS[method]
   if sft:
     demonstrated = stage(*config.curriculum[-1]['tasks'], steps=sft_steps, imitate=True)
-    config.curriculum = (demonstrated, *config.curriculum)
+    config.curriculum = (demonstrated, config.curriculum[-1])
   return config
 
 
