@@ -4,8 +4,8 @@
 
 TASK,METHOD after the colon: a task sort4, countdown3 or calc_bench, a method earl, prompt_cpo, prompt_grpo or sft_grpo.
 All start from the embedded base model, see the same problems and have the same number of rollouts and slots; sft_grpo
-makes its first `SFT_STEPS` steps on demonstrations instead. 80 steps of 256 rollouts: about 15 minutes on one CPU
-core. benchmarks/compare.py runs them all.
+makes its first `SFT_STEPS` steps on demonstrations, in place of the stages before the last. 80 steps of 256 rollouts:
+about 15 minutes on one CPU core. benchmarks/compare.py runs them all.
 """
 
 import pathlib

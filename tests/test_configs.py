@@ -31,9 +31,13 @@ def test_methods_differ_in_nothing_else(name, task):
   for method, other in zip(list(config_lib.METHODS)[1:], others):
     assert other.interface == 'tagged' and other.algorithm.counterfactual == (method == 'prompt_cpo')
     algorithm = dataclasses.replace(other.algorithm, counterfactual=True)
-    own = other.curriculum[method == 'sft_grpo':]
-    assert dataclasses.replace(other, interface='expanded', algorithm=algorithm, curriculum=own) == earl
-    assert [stage.imitate for stage in other.curriculum] == [True] * (method == 'sft_grpo') + [False] * len(own)
+    same = dataclasses.replace(other, interface='expanded', algorithm=algorithm, curriculum=earl.curriculum)
+    assert same == earl
+    if method == 'sft_grpo':  # demonstrations of the last stage, and then that stage
+      shown, last = other.curriculum
+      assert shown.imitate and shown.tasks == last.tasks and (last,) == earl.curriculum[-1:]
+    else:
+      assert other.curriculum == earl.curriculum
   if name == 'published':
     assert (earl.rollout.prompts, earl.algorithm.kl, earl.optimizer.learning_rate) == (256, 0.001, 1e-6)
 
