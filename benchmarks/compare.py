@@ -102,7 +102,8 @@ def report(cells: Cells, docs: pathlib.Path, tasks: list[str], jobs: int) -> str
       'All methods start from the embedded base model, see the same problems and have the same number of rollouts. '
       'The expanded interface has actions of its own, the others call the same environments by text in tags; the base '
       'model has seen neither. SFT+GRPO spends its first steps on demonstrations of solvers, in place of the stages of '
-      'the curriculum before the last. Exact match is greedy, on all 48 instances of sort4 and on held-out problems of the others; intervals are those of Wilson over all seeds.',
+      'the curriculum before the last. Exact match is greedy, on all 48 instances of sort4 and on held-out problems of '
+      'the others; intervals are those of Wilson over all seeds.',
       'Masks keep every call well-formed, so an invalid call is one that the end of the episode cut off.',
   ]
   for task in tasks:
