@@ -5,7 +5,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
@@ -149,7 +148,7 @@ def rewrite(
     target = np.full(len(chunk), batch, np.int32)  # rows beyond the end are dropped
     target[: len(real)] = np.where(replaced[real], real, batch)
     trajectory = _replace_rows(_copy(trajectory) if first == 0 else trajectory, target, new)
-    kept = int(_host(slots)[: len(real)].sum()) - prompt_length * len(real)
+    kept = int(processes.whole(slots)[: len(real)].sum()) - prompt_length * len(real)
     tokens += sum(int(o.metrics['response_length']) for o in results) - kept
   return Rewrites(environment, trajectory, rewritten.reshape(-1), replaced, new_rewards, tokens)
 
@@ -182,7 +181,7 @@ def demonstrate(experiment: Experiment, run, prompts, tasks: list[Task], step: i
     replay = processes.place(Replay(scripts[rows], lengths[rows]), shard)
     parts.append(run(take_rows(prompts, rows // group, shard), rows, jax.random.key(0), replay))
   trajectory = _join(parts, shard)
-  cut = np.flatnonzero(~_host(trajectory.finished))
+  cut = np.flatnonzero(~processes.whole(trajectory.finished))
   if len(cut):
     raise UserError(
         f'config.rollout.response_length={length}: a demonstration of {tasks[cut[0] // group].label} does not fit; '
@@ -216,7 +215,7 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
   metrics = {
       'reward': float(rewards.mean()),
       'zero_reward_groups': float(np.mean(np.all(rewards == 0, axis=1))),
-      'unfinished': 1 - float(_host(factual.finished).mean()),
+      'unfinished': 1 - float(processes.whole(factual.finished).mean()),
       'tokens': float(sum(o.metrics['response_length'] for o in outcomes)),
   }
   exact = _mean_by([task.label for task in tasks for _ in range(group)], [o.exact for o in outcomes])
@@ -241,11 +240,6 @@ def collect(experiment: Experiment, params, stage: int, step: int, interventions
     for name, gain in zip((e.spec.name for e in experiment.interface.environments), interventions.gains):
       metrics[f'counterfactual/average_gain/{name}'] = float(gain)
   return Experience(trajectory, advantages, interventions, exact, metrics, factual)
-
-
-def _host(x: jax.Array) -> np.ndarray:
-  """A global array, whole, on the host of every process."""
-  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _mean_by(labels: list[str], values: list[bool]) -> dict[str, float]:

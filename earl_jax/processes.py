@@ -15,7 +15,7 @@ import numpy as np
 
 from earl_jax.config import UserError
 
-__all__ = ['fetch', 'gather', 'held_rows', 'join', 'own_rows', 'place']
+__all__ = ['fetch', 'gather', 'held_rows', 'join', 'own_rows', 'place', 'whole']
 
 
 def join() -> None:
@@ -79,6 +79,11 @@ def fetch(tree: Any, rows: np.ndarray) -> Any:
     return np.concatenate([np.asarray(data) for data in parts.values()])[place[rows]]
 
   return jax.tree.map(leaf, tree)
+
+
+def whole(x: jax.Array) -> np.ndarray:
+  """A global array, all of it, on the host of every process."""
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def gather(values: list[Any], rows: np.ndarray, count: int) -> list[Any]:

@@ -216,17 +216,14 @@ def train(config: Config, workdir: str | pathlib.Path) -> Run:
 
         compiling.result()
         trajectory = experience.trajectory
-        shape = trajectory.tokens.shape
         imitate = np.full(len(experience.advantages), config.curriculum[curriculum.stage].imitate)
-        advantages, imitate, zeros = processes.place(
-            (experience.advantages, imitate, np.zeros(shape, np.float32)), by_row
-        )
-        lengths = multihost_utils.process_allgather(trajectory.end, tiled=True)
-        order = row_order(config, step, experience.advantages, lengths)
+        advantages, imitate = processes.place((experience.advantages, imitate), by_row)
+        order = row_order(config, step, experience.advantages, processes.whole(trajectory.end))
         with jax.set_mesh(experiment.mesh):
-          scores = zeros
           if reference is not None:
             scores = score(jax.device_put(reference, shardings.params), trajectory)
+          else:
+            scores = processes.place(np.zeros(trajectory.tokens.shape, np.float32), by_row)
           batch = update.Batch(trajectory, advantages, scores, imitate)
           state, update_metrics = advance(state, batch, *order)
         metrics |= jax.device_get(update_metrics)
