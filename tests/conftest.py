@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 import hypothesis
 import pytest
@@ -20,6 +21,14 @@ hypothesis.settings.register_profile('ci', deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile('ci' if os.environ.get('CI') else 'default')
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def programs_of_this_file():
+  """Frees a file's compiled programs at its end: each takes memory maps, and Linux ends a process beyond 65,530."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
 
 
 @pytest.fixture(scope='session')
