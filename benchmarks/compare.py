@@ -43,7 +43,7 @@ def name_of(seed: int, task: str, method: str) -> str:
 
 def table(cells: Cells, task: str) -> str:
   """A row per method: what the final policy does, greedily, on held-out problems or on all there are."""
-  rows = [['method', 'exact match', '95 % interval', 'lowest, highest seed', 'calls an episode', 'invalid',
+  rows = [['method', 'exact match', '95 % interval', 'lowest, highest seed', 'sampled', 'calls an episode', 'invalid',
            'decisions / tokens a solved problem', 'rollouts', 'minutes']]
   for method, name in NAMES.items():
     members = cells.get((task, method), [])
@@ -54,12 +54,13 @@ def table(cells: Cells, task: str) -> str:
     shares, count = [r['exact_match'] for r in results], sum(r['count'] for r in results)
     right = round(sum(r['exact_match'] * r['count'] for r in results))
     low, high = evaluate.wilson_interval(right, count)
+    sampled = [run.values(f'exact/{TASKS[task]}')[-max(1, len(run.lines) // 10):].mean() for run in runs]
     solved = [r['solved'] for r in results if 'solved' in r]
     mean = lambda key, of=results: np.mean([r[key] for r in of])  # noqa: E731
     spent = f'{mean("decisions", solved):.1f} / {mean("response_length", solved):.1f}' if solved else ''
     rows.append([
         name, f'**{np.mean(shares):.1%}**', f'{low:.1%} - {high:.1%}', f'{min(shares):.1%}, {max(shares):.1%}',
-        f'{mean("calls"):.2f}', f'{mean("invalid_calls"):.2f}', spent,
+        grid.spread(sampled, '{:.1%}'), f'{mean("calls"):.2f}', f'{mean("invalid_calls"):.2f}', spent,
         grid.spread([run.rollouts[-1] for run in runs], '{:,.0f}'),
         grid.spread([run.values('seconds').sum() / 60 for run in runs], '{:.0f}'),
     ])
@@ -103,7 +104,8 @@ def report(cells: Cells, docs: pathlib.Path, tasks: list[str], jobs: int) -> str
       'The expanded interface has actions of its own, the others call the same environments by text in tags; the base '
       'model has seen neither. SFT+GRPO spends its first steps on demonstrations of solvers, in place of the stages of '
       'the curriculum before the last. Exact match is greedy, on all 48 instances of sort4 and on held-out problems of '
-      'the others; intervals are those of Wilson over all seeds.',
+      'the others; intervals are those of Wilson over all seeds. Sampled: exact match of the training rollouts in the '
+      'last tenth of the steps.',
       'Masks keep every call well-formed, so an invalid call is one that the end of the episode cut off.',
   ]
   for task in tasks:

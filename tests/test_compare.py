@@ -28,7 +28,8 @@ def write_cell(compare, out, seed, method, exact, steps=2):
   (workdir / 'samples').mkdir(parents=True)
   config = compare.read_config('countdown3', method, ['--config.steps=2'])
   (workdir / 'config.json').write_text(json.dumps(dataclasses.asdict(config)))
-  lines = [{'step': i, 'seconds': 30.0, 'eval/countdown3-1digits/exact': exact * i} for i in range(steps)]
+  lines = [{'step': i, 'seconds': 30.0, 'eval/countdown3-1digits/exact': exact * i,
+            'exact/countdown3-1digits': 0.4 * i} for i in range(steps)]
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   solved = {'decisions': 20.0 + seed, 'response_length': 30.0}
   result = {'step': steps, 'exact_match': exact, 'count': 200, 'calls': 3.0, 'invalid_calls': 0.25, 'solved': solved}
@@ -53,7 +54,8 @@ def test_the_page_says_what_the_cells_measured(compare, tmp_path):
   low, high = evaluate.wilson_interval(340, 400)
   rollouts = f'{2 * config.rollout.prompts * config.rollout.group:,}'
   assert rows[2] == [
-      'EARL', '**85.0%**', f'{low:.1%} - {high:.1%}', '80.0%, 90.0%', '3.00', '0.25', '20.5 / 30.0', rollouts, '1',
+      'EARL', '**85.0%**', f'{low:.1%} - {high:.1%}', '80.0%, 90.0%', '40.0%', '3.00', '0.25', '20.5 / 30.0',
+      rollouts, '1',
   ]
   assert rows[3][:2] == ['Prompt+GRPO', '**10.0%**'] and rows[4][0] == 'method'
   # Four episodes of each method: 'try' twice and 'too large' once in every two, in responses alone.
