@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from earl_jax.action_space import ActionSpace
 from earl_jax.masked import NEGATIVE
 from earl_jax.model import transformer
-from earl_jax.sharding import gathered
+from earl_jax.sharding import gathered, on_own_rows
 
 CHUNK = 16  # slots scored at a time
 Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D], absent where it is tied}
@@ -156,26 +156,31 @@ def score_decisions(params: Params, space: ActionSpace, hidden, actions, languag
     legal: bool[B, T, E].
     chunk: slots at a time; any number, a divisor of T saves padding.
   """
-  length = actions.shape[1]
-  pad = -length % chunk
-  params = gathered(params, 'float32')  # the heads are gathered once for all chunks, not once for each
-
-  def chunks(x):
-    x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+  # What `distribution` reads of the parameters, gathered once for all chunks, not once for each.
+  heads = {key: value for key, value in params.items() if key == 'expanded_head'}
+  heads = gathered({'model': {'embedding': transformer.output_embedding(params['model'])}, **heads}, 'float32')
 
   @jax.checkpoint
-  def score(_, inputs):
-    hidden, actions, language, legal = inputs
+  def score_chunk(heads, hidden, actions, language, legal):
     decision = actions >= 0
     # where nothing was chosen the vocabulary counts as legal: a finite number, dropped below
-    d = distribution(params, space, hidden, language | ~decision, legal)
+    d = distribution(heads, space, hidden, language | ~decision, legal)
     is_token = decision & (actions < space.vocab_size)
-    return None, Scores(
+    return Scores(
         log_probs=jnp.where(decision, log_prob(d, space.vocab_size, actions), 0.0),
         vocabulary_log_probs=jnp.where(is_token, pick(d, space.vocab_size, actions) - d.log_vocabulary, 0.0),
         entropy=jnp.where(decision, entropy(d), 0.0),
     )
 
-  _, scores = jax.lax.scan(score, None, tuple(map(chunks, (hidden, actions, language, legal))))
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], scores)
+  def score_rows(heads, *arrays):
+    length = actions.shape[1]
+    pad = -length % chunk
+
+    def chunks(x):
+      x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+      return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    scores = jax.lax.map(lambda inputs: score_chunk(heads, *inputs), tuple(map(chunks, arrays)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], scores)
+
+  return on_own_rows(score_rows, heads, hidden, actions, language, legal)

@@ -1,5 +1,6 @@
 """Mesh, logical axis rules, and the shardings of everything that lives on it."""
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -135,3 +136,24 @@ def gathered(params: Any, dtype: str) -> Any:
     return constrain(x, *(None if RULES.get(name) == 'fsdp' else name for name in axes))
 
   return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def on_own_rows(f: Callable[..., Any], params: Any, *rows: Any) -> Any:
+  """`f(params, *rows)`, worked out by every device for the rows that lie on it; `f` itself outside of `jax.set_mesh`.
+
+  For a loop that uses the same parameters at every turn. Devices add up what their rows make of the gradient of
+  `params` once, after the loop; left to the compiler they do it at every turn.
+
+  Args:
+    params: whole along data and fsdp.
+    rows: arrays whose first axis is shared out over data and fsdp, as is that of all results.
+  """
+  shape = jax.sharding.get_abstract_mesh().shape
+  axes = tuple(axis for axis in BATCH if shape.get(axis, 1) > 1)
+  if not axes:
+    return f(params, *rows)
+  own = lambda params, *rows: f(jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), params), *rows)  # noqa: E731
+  spec = PartitionSpec(axes)
+  return jax.shard_map(own, in_specs=(PartitionSpec(), *[spec] * len(rows)), out_specs=spec, axis_names=set(axes))(
+      params, *rows
+  )

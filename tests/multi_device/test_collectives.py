@@ -67,12 +67,12 @@ def test_decoding_moves_no_parameters(shared_out, mesh):
 
 
 @pytest.mark.parametrize('mesh', MESHES)
-def test_an_update_gathers_the_heads_once_for_all_chunks(shared_out, mesh):
+def test_an_update_moves_the_heads_once_for_all_chunks(shared_out, mesh):
   """In units of all parameters of a device's part of tensor, which a rollout gathers once: a micro-batch gathers those
-  of the layers twice, and sums gradients, those of the heads for each of three chunks. Gathered anew for every chunk
-  the heads came to 12."""
+  of the layers twice, and sums gradients. It came to 4.3 where those of the heads were summed for each of three chunks,
+  and to 12 where the heads were gathered for each."""
   parts = shared_out[mesh]['bytes']
-  assert parts['micro-batch']['parameters'] < 6 * parts['rollout']['parameters']
+  assert parts['micro-batch']['parameters'] < 3 * parts['rollout']['parameters']
 
 
 @pytest.fixture(scope='module')
