@@ -105,7 +105,7 @@ def report(cells: Cells, docs: pathlib.Path, tasks: list[str], jobs: int) -> str
       'model has seen neither. SFT+GRPO spends its first steps on demonstrations of solvers, in place of the stages of '
       'the curriculum before the last. Exact match is greedy, on all 48 instances of sort4 and on held-out problems of '
       'the others; intervals are those of Wilson over all seeds. Sampled: exact match of the training rollouts in the '
-      'last tenth of the steps.',
+      'last tenth of the steps; none, where the curriculum has not come to the task by then.',
       'Masks keep every call well-formed, so an invalid call is one that the end of the episode cut off.',
   ]
   for task in tasks:
