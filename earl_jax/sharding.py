@@ -139,7 +139,7 @@ def gathered(params: Any, dtype: str) -> Any:
 
 
 def on_own_rows(f: Callable[..., Any], params: Any, *rows: Any) -> Any:
-  """`f(params, *rows)`, worked out by every device for the rows that lie on it; `f` itself outside of `jax.set_mesh`.
+  """`f(params, *rows)`, worked out by every device for the rows that lie on it; `f` as it is where they lie together.
 
   For a loop that uses the same parameters at every turn. Devices add up what their rows make of the gradient of
   `params` once, after the loop; left to the compiler they do it at every turn.
