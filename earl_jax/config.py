@@ -40,7 +40,7 @@ class RolloutConfig:
     group: rollouts of each problem.
     prompt_length: slots of the prompt; longer prompts are an error.
     response_length: slots of the response.
-    temperature: of sampling.
+    temperature: of the policy, softmax(logits / temperature): what is sampled from, and what is trained.
     chunk: rows of counterfactual episodes decoded at a time; divides prompts * group.
   """
 

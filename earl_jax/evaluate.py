@@ -3,9 +3,9 @@
   python -m earl_jax.evaluate --workdir=runs/sort4 --tasks=sort2,sort3,sort4,sort5
 
 For every task it prints exact match and what the policy spends, greedy (on every permutation and direction of up to
-five items, on held-out problems otherwise) and sampled at temperature 1 (on held-out problems), with Wilson 95 %
-intervals wherever problems are drawn, and beside it what classical algorithms spend on the same problems. The numbers
-also go to evaluation.json in the workdir. The newest checkpoint is used, also while a run is still training.
+five items, on held-out problems otherwise) and sampled at the run's temperature (on held-out problems), with 95 %
+intervals (Wilson) wherever problems are drawn, and beside it what classical algorithms spend on the same problems. The
+numbers also go to evaluation.json in the workdir. The newest checkpoint is used, also while a run is still training.
 """
 
 import dataclasses
@@ -236,7 +236,9 @@ def main(values: flags.FlagValues) -> None:
   response_length = values.response_length or 2 * config.rollout.response_length
   experiment = with_room(experiment, tasks, values.samples, response_length)
   results = evaluate_policy(experiment, params, tasks, samples=values.samples)
-  for label, sampled in evaluate_policy(experiment, params, tasks, samples=values.samples, temperature=1.0).items():
+  temperature = config.rollout.temperature
+  sampling = evaluate_policy(experiment, params, tasks, samples=values.samples, temperature=temperature)
+  for label, sampled in sampling.items():
     results[label] |= {'sampled': sampled, 'step': step}
   add_baselines(experiment, tasks, results, values.samples)
   write(workdir, tasks, results)

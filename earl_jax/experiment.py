@@ -54,7 +54,7 @@ class Experiment:
     """What programs that score or learn from trajectories have to know of the run, as keyword arguments."""
     return dict(
         model=self.model, space=self.interface.space, prompt_length=self.config.rollout.prompt_length,
-        shared=shared_rows(self.config),
+        shared=shared_rows(self.config), temperature=self.config.rollout.temperature,
     )
 
   @property

@@ -55,12 +55,14 @@ class Distribution(NamedTuple):
   log_normaliser: jax.Array
 
 
-def distribution(params: Params, space: ActionSpace, hidden, language, legal) -> Distribution:
-  """The policy's distribution from hidden states [..., D]."""
+def distribution(
+    params: Params, space: ActionSpace, hidden, language, legal, temperature: float = 1.0
+) -> Distribution:
+  """The policy's distribution, softmax(logits / temperature), from hidden states [..., D]."""
   embedding = transformer.output_embedding(params['model'])
   head = params['expanded_head'] if 'expanded_head' in params else _token_rows(params['model'], space)
   vocabulary, expanded = (
-      jnp.einsum('...d,ad->...a', hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+      jnp.einsum('...d,ad->...a', hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32) / temperature
       for rows in (embedding, head)
   )
   if len(embedding) > space.vocab_size:
@@ -71,20 +73,20 @@ def distribution(params: Params, space: ActionSpace, hidden, language, legal) ->
   return Distribution(vocabulary, expanded, language, legal, log_vocabulary, log_normaliser)
 
 
-def sample(keys: jax.Array, d: Distribution, vocab_size: int, temperature: float) -> jax.Array:
-  """int32[B]: an action per row; temperature 0 takes the likeliest.
+def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = False) -> jax.Array:
+  """int32[B]: an action per row.
 
   Args:
     keys: key[B], one a row, so that a row's draw depends on nothing else in the batch.
     d: leaves [B, …].
     vocab_size: V, from where expanded actions are counted.
-    temperature: static.
+    greedy: takes the likeliest; static.
   """
   def best(stream, logits, mask):
     """The place and the value of the row's best logit, with noise."""
-    if temperature != 0:
+    if not greedy:
       noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, stream), logits.shape[-1:]))(keys)
-      logits = logits / temperature + noise
+      logits = logits + noise
     logits = jnp.where(mask, logits, NEGATIVE)
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
@@ -144,7 +146,9 @@ class Scores(NamedTuple):
   entropy: jax.Array
 
 
-def score_decisions(params: Params, space: ActionSpace, hidden, actions, language, legal, chunk: int = CHUNK) -> Scores:
+def score_decisions(
+    params: Params, space: ActionSpace, hidden, actions, language, legal, temperature: float = 1.0, chunk: int = CHUNK
+) -> Scores:
   """Scores recorded decisions from the hidden states that saw the tokens before them.
 
   Works through T in chunks and recomputes them in the backward pass, so that no [B, T, V] array exists.
@@ -154,6 +158,7 @@ def score_decisions(params: Params, space: ActionSpace, hidden, actions, languag
     actions: int32[B, T], -1 = no decision.
     language: bool[B, T].
     legal: bool[B, T, E].
+    temperature: as in `distribution`.
     chunk: slots at a time; any number, a divisor of T saves padding.
   """
   # What `distribution` reads of the parameters, gathered once for all chunks, not once for each.
@@ -164,7 +169,7 @@ def score_decisions(params: Params, space: ActionSpace, hidden, actions, languag
   def score_chunk(heads, hidden, actions, language, legal):
     decision = actions >= 0
     # where nothing was chosen the vocabulary counts as legal: a finite number, dropped below
-    d = distribution(heads, space, hidden, language | ~decision, legal)
+    d = distribution(heads, space, hidden, language | ~decision, legal, temperature)
     is_token = decision & (actions < space.vocab_size)
     return Scores(
         log_probs=jnp.where(decision, log_prob(d, space.vocab_size, actions), 0.0),

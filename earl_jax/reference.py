@@ -45,16 +45,18 @@ def restore(workdir: str | pathlib.Path, abstract: policy.Params) -> policy.Para
   return found[1]
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch', 'prompt_length', 'shared'))
+@functools.partial(jax.jit, static_argnames=('model', 'space', 'micro_batch', 'prompt_length', 'shared', 'temperature'))
 def log_probs(
     reference: policy.Params, trajectory: Trajectory, *, model: ModelConfig, space: ActionSpace, micro_batch: int,
-    prompt_length: int, shared: int = 1,
+    prompt_length: int, shared: int = 1, temperature: float = 1.0,
 ) -> jax.Array:
   """float32[B, T]: log-probabilities of the reference policy over V alone, `micro_batch` rows at a time."""
   slots = trajectory.slots
 
   def score(rows):
-    scores = update.score(reference, model, space, rows, prompt_length=prompt_length, shared=shared)
+    scores = update.score(
+        reference, model, space, rows, prompt_length=prompt_length, shared=shared, temperature=temperature
+    )
     return jnp.pad(scores.vocabulary_log_probs, [(0, 0), (0, slots - rows.slots)])
 
   # With blocks of `shared` rows, micro-batch i holds blocks i, i + N/m, …: every device scores rows that it has.

@@ -141,7 +141,7 @@ def rollout(
     eos: token id that ends an episode when chosen in language.
     pad: token id written after the end.
     slots: T, prompt and response together.
-    temperature: of sampling; 0 = greedy. Recorded log-probabilities and scores are those at temperature 1.
+    temperature: of the policy, in recorded log-probabilities and scores too; 0 = greedy, recorded as at 1.
     fewest: once no more than a quarter of the rows is active, go on with those alone, and so on, but with no fewer rows
       than this; None = always with all of them. Few long episodes then cost little, and each row stays what it is.
   """
@@ -185,9 +185,9 @@ def rollout(
     # 1. What may be chosen, and what is.
     language = state.environment == LANGUAGE
     legal = jax.vmap(interface.legal)(state.environment, record.states, state.offered)
-    choices = policy.distribution(params, space, state.hidden, language, legal)
+    choices = policy.distribution(params, space, state.hidden, language, legal, temperature or 1.0)
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot)
-    action = policy.sample(keys, choices, space.vocab_size, temperature)
+    action = policy.sample(keys, choices, space.vocab_size, greedy=temperature == 0)
     if replay is not None:
       at = jnp.minimum(state.decided, replay.actions.shape[1] - 1)
       given = jnp.take_along_axis(replay.actions, at[:, None], axis=1)[:, 0]

@@ -90,18 +90,18 @@ def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_
 
 def score(
     params: policy.Params, model: ModelConfig, space: ActionSpace, trajectory: Trajectory, *, prompt_length: int,
-    shared: int = 1,
+    shared: int = 1, temperature: float = 1.0,
 ) -> policy.Scores:
   """The policy's scores of recorded decisions, from one forward pass; arguments as in `rollout.previous_hidden`."""
   hidden = previous_hidden(model, params, trajectory, prompt_length=prompt_length, shared=shared)
   response = (x[:, prompt_length:] for x in (trajectory.actions, trajectory.language, trajectory.legal))
-  scores = policy.score_decisions(params, space, hidden, *response)
+  scores = policy.score_decisions(params, space, hidden, *response, temperature)
   return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (prompt_length, 0)]), scores)  # nothing is decided in a prompt
 
 
 def loss_and_metrics(
     params, batch: Batch, total, *, model: ModelConfig, space: ActionSpace, config: AlgorithmConfig, prompt_length: int,
-    shared: int = 1,
+    shared: int = 1, temperature: float = 1.0,
 ):
   """Sum over the rows' decisions, divided by `total`, the decisions of the whole mini-batch.
 
@@ -111,7 +111,9 @@ def loss_and_metrics(
   mini-batch, however it is split.
   """
   trajectory = batch.trajectory
-  scores = score(params, model, space, trajectory, prompt_length=prompt_length, shared=shared)
+  scores = score(
+      params, model, space, trajectory, prompt_length=prompt_length, shared=shared, temperature=temperature
+  )
   decisions = trajectory.decisions
   log_ratio = jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0)
   surrogate = losses.clipped_surrogate(
@@ -136,7 +138,8 @@ def loss_and_metrics(
 
 
 @functools.partial(
-    jax.jit, static_argnames=('optimizer', 'model', 'space', 'config', 'mesh', 'prompt_length', 'shared'),
+    jax.jit,
+    static_argnames=('optimizer', 'model', 'space', 'config', 'mesh', 'prompt_length', 'shared', 'temperature'),
     donate_argnames='state',
 )
 def update_step(
@@ -152,6 +155,7 @@ def update_step(
     mesh: Mesh,
     prompt_length: int,
     shared: int = 1,
+    temperature: float = 1.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
 
@@ -166,7 +170,9 @@ def update_step(
   Returns:
     the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
   """
-  settings = dict(model=model, space=space, config=config, prompt_length=prompt_length, shared=shared)
+  settings = dict(
+      model=model, space=space, config=config, prompt_length=prompt_length, shared=shared, temperature=temperature
+  )
   loss = functools.partial(loss_and_metrics, **settings)
   grad = jax.grad(loss, has_aux=True)
 

@@ -96,10 +96,11 @@ def test_against_numpy(hidden, mask):
 def test_frequencies_of_samples(language, legal, temperature):
   """Chi-square over 10⁵ draws, and not one that is illegal or a padding row."""
   draws, hidden = 100_000, np.array([0.5, -0.4, 0.3, 0.2], np.float32)
-  d = policy.distribution(PARAMS, SPACE, jnp.asarray(hidden), jnp.asarray(language), jnp.asarray(legal, bool))
+  mask = jnp.asarray(language), jnp.asarray(legal, bool)
+  d = policy.distribution(PARAMS, SPACE, jnp.asarray(hidden), *mask, temperature)
   many = jax.tree.map(lambda x: jnp.broadcast_to(x, (draws, *x.shape)), d)
   keys = jax.random.split(jax.random.key(0), draws)
-  actions = jax.jit(policy.sample, static_argnums=(2, 3))(keys, many, V, temperature)
+  actions = jax.jit(policy.sample, static_argnums=2)(keys, many, V)
   assert actions.dtype == jnp.int32
   counts = np.bincount(actions, minlength=V + E)
   assert len(counts) == V + E
@@ -113,9 +114,9 @@ def test_frequencies_of_samples(language, legal, temperature):
 
 @given(hidden_states, masks)
 @settings(max_examples=30)
-def test_temperature_0_takes_the_likeliest(hidden, mask):
+def test_greedy_takes_the_likeliest(hidden, mask):
   d = jax.tree.map(lambda x: jnp.asarray(x)[None], everything(hidden, *mask)[0])
-  action = policy.sample(jax.random.split(jax.random.key(0), 1), d, V, 0.0)[0]
+  action = policy.sample(jax.random.split(jax.random.key(0), 1), d, V, greedy=True)[0]
   log_probs = masked_distribution(hidden, *mask)[1]
   assert log_probs[action] >= log_probs.max() - 1e-4
 
@@ -123,10 +124,10 @@ def test_temperature_0_takes_the_likeliest(hidden, mask):
 def test_a_draw_depends_on_its_own_key_alone():
   d = policy.distribution(PARAMS, SPACE, jnp.ones((6, D)) / 2, jnp.ones(6, bool), jnp.ones((6, E), bool))
   keys = jax.random.split(jax.random.key(0), 6)
-  whole = policy.sample(keys, d, V, 1.0)
+  whole = policy.sample(keys, d, V)
   for row in range(6):
     part = jax.tree.map(lambda x, row=row: x[row:row + 1], d)
-    assert policy.sample(keys[row:row + 1], part, V, 1.0)[0] == whole[row]
+    assert policy.sample(keys[row:row + 1], part, V)[0] == whole[row]
   assert len(set(whole.tolist())) > 1
 
 
@@ -165,7 +166,7 @@ def decisions(rng, batch, length):
 @pytest.mark.parametrize('length, chunk', [(8, 4), (7, 4), (5, 16)])
 def test_score_decisions_against_numpy(length, chunk):
   hidden, actions, language, legal = decisions(np.random.default_rng(1), 3, length)
-  scores = policy.score_decisions(PARAMS, SPACE, hidden, actions, language, legal, chunk)
+  scores = policy.score_decisions(PARAMS, SPACE, hidden, actions, language, legal, chunk=chunk)
   for b, t in np.ndindex(3, length):
     got = [float(x[b, t]) for x in scores]
     if actions[b, t] < 0:
@@ -182,7 +183,8 @@ def test_score_decisions_against_numpy(length, chunk):
 
 def test_score_decisions_gradient_flows_through_decisions_only():
   hidden, actions, language, legal = decisions(np.random.default_rng(2), 3, 9)
-  total = lambda h: sum(jnp.sum(x) for x in policy.score_decisions(PARAMS, SPACE, h, actions, language, legal, 4))  # noqa: E731
+  scores = lambda h: policy.score_decisions(PARAMS, SPACE, h, actions, language, legal, chunk=4)  # noqa: E731
+  total = lambda h: sum(jnp.sum(x) for x in scores(h))  # noqa: E731
   gradient = np.abs(jax.grad(total)(hidden)).sum(-1)
   assert np.isfinite(gradient).all()
   assert not gradient[actions < 0].any()

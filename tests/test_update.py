@@ -28,7 +28,9 @@ def space():
 @functools.cache
 def score():
   f = functools.partial(update.score, prompt_length=core.PROMPT)
-  return jax.jit(lambda params, trajectory: f(params, core.MODEL, space(), trajectory))
+  return jax.jit(
+      lambda params, trajectory, temperature=1.0: f(params, core.MODEL, space(), trajectory, temperature=temperature)
+  )
 
 
 @functools.cache
@@ -60,13 +62,14 @@ def loss_and_gradients():
   return jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True, allow_int=True))
 
 
-@pytest.mark.parametrize('make', [
-    core.rolled_out, lambda: core.rolled_out(1, 0.0), lambda: core.rewritten(1)[1], lambda: core.rewritten(2)[1]
-], ids=['sampled', 'greedy', 'compare forced', 'swap forced'])
-def test_log_probs_while_decoding_are_those_of_the_update(make):
+@pytest.mark.parametrize('make, temperature', [
+    (core.rolled_out, 1.0), (lambda: core.rolled_out(1, 0.5), 0.5), (lambda: core.rolled_out(1, 0.0), 1.0),
+    (lambda: core.rewritten(1)[1], 1.0), (lambda: core.rewritten(2)[1], 1.0),
+], ids=['sampled', 'sampled at 0.5', 'greedy', 'compare forced', 'swap forced'])
+def test_log_probs_while_decoding_are_those_of_the_update(make, temperature):
   trajectory = make()
   possible = np.asarray(trajectory.log_probs) > -1e29  # a test may force what is not offered; collect never does
-  got = np.asarray(score()(core.params(1), trajectory).log_probs)
+  got = np.asarray(score()(core.params(1), trajectory, temperature).log_probs)
   np.testing.assert_allclose(got[possible], np.asarray(trajectory.log_probs)[possible], atol=1e-5)
   assert np.abs(got[possible]).max() > 3
 
