@@ -162,8 +162,7 @@ def score_decisions(
     chunk: slots at a time; any number, a divisor of T saves padding.
   """
   # What `distribution` reads of the parameters, gathered once for all chunks, not once for each.
-  heads = {key: value for key, value in params.items() if key == 'expanded_head'}
-  heads = gathered({'model': {'embedding': transformer.output_embedding(params['model'])}, **heads}, 'float32')
+  heads = gathered(params | {'model': {'embedding': transformer.output_embedding(params['model'])}}, 'float32')
 
   @jax.checkpoint
   def score_chunk(heads, hidden, actions, language, legal):

@@ -92,7 +92,10 @@ def score(
     params: policy.Params, model: ModelConfig, space: ActionSpace, trajectory: Trajectory, *, prompt_length: int,
     shared: int = 1, temperature: float = 1.0,
 ) -> policy.Scores:
-  """The policy's scores of recorded decisions, from one forward pass; arguments as in `rollout.previous_hidden`."""
+  """The policy's scores of recorded decisions, from one forward pass.
+
+  Arguments as in `rollout.previous_hidden` and, the temperature, `policy.distribution`.
+  """
   hidden = previous_hidden(model, params, trajectory, prompt_length=prompt_length, shared=shared)
   response = (x[:, prompt_length:] for x in (trajectory.actions, trajectory.language, trajectory.legal))
   scores = policy.score_decisions(params, space, hidden, *response, temperature)
