@@ -29,10 +29,11 @@ import jax
 from jax.sharding import Mesh
 import programs
 
-from earl_jax import cli, sharding
 from earl_jax.config import AlgorithmConfig, Config, MeshConfig, RolloutConfig, UserError
-from earl_jax.experiment import Experiment
+from earl_jax.devices import sharding
 from earl_jax.model.transformer import ModelConfig
+from earl_jax.run import cli
+from earl_jax.run.experiment import Experiment
 
 ROWS = 2  # of a micro-batch, per device
 GROUP, MINI_BATCHES, MICRO_BATCHES = 2, 2, 4  # the last are of one mini-batch

@@ -20,10 +20,11 @@ import grid  # beside this file
 from ml_collections import config_flags
 import numpy as np
 
-from earl_jax import cli, evaluate, pictures
 from earl_jax import config as config_lib
-from earl_jax.checkpoint import write_atomically
+from earl_jax import evaluate, pictures
 from earl_jax.config import UserError
+from earl_jax.run import cli
+from earl_jax.run.checkpoint import write_atomically
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'embedded.py'
 TASKS = {'sort4': 'sort4', 'countdown3': 'countdown3-1digits'}  # of the config -> label of the task measured

@@ -24,10 +24,11 @@ import grid  # beside this file
 from ml_collections import config_flags
 import numpy as np
 
-from earl_jax import cli, pictures
 from earl_jax import config as config_lib
-from earl_jax.checkpoint import write_atomically
+from earl_jax import pictures
 from earl_jax.config import UserError
+from earl_jax.run import cli
+from earl_jax.run.checkpoint import write_atomically
 from earl_jax.tasks.base import make_task
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'sort2.py'

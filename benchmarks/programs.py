@@ -7,12 +7,16 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from earl_jax import checkpoint, policy, sharding, train, update
-from earl_jax.batches import row_order
-from earl_jax.collect import draw
+from earl_jax import train
+from earl_jax.acting import policy
 from earl_jax.config import AlgorithmConfig, Config, OptimizerConfig, RolloutConfig, Stage
-from earl_jax.experiment import EMBEDDED, Experiment, prepare
+from earl_jax.devices import sharding
+from earl_jax.learning import update
+from earl_jax.learning.batches import row_order
 from earl_jax.model import transformer
+from earl_jax.run import checkpoint
+from earl_jax.run.collect import draw
+from earl_jax.run.experiment import EMBEDDED, Experiment, prepare
 
 
 def build(

@@ -36,10 +36,13 @@ import numpy as np
 import programs
 from shapes import QWEN, TINY
 
-from earl_jax import __version__, cli, processes, sharding, train, update
-from earl_jax.collect import draw
+from earl_jax import __version__, train
 from earl_jax.config import AlgorithmConfig, Config, MeshConfig, RolloutConfig, UserError
-from earl_jax.experiment import Experiment
+from earl_jax.devices import processes, sharding
+from earl_jax.learning import update
+from earl_jax.run import cli
+from earl_jax.run.collect import draw
+from earl_jax.run.experiment import Experiment
 
 SIZES = QWEN | {'tiny': TINY}
 

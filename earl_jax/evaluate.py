@@ -21,11 +21,15 @@ from absl import flags
 import jax
 import numpy as np
 
-from earl_jax import baselines, checkpoint, cli, policy, sharding, update
 from earl_jax import config as config_lib
-from earl_jax import tokenizer as tokenizer_lib
+from earl_jax.acting import policy
 from earl_jax.config import Config, UserError
-from earl_jax.experiment import Experiment, set_up
+from earl_jax.devices import sharding
+from earl_jax.learning import update
+from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run import checkpoint, cli
+from earl_jax.run.experiment import Experiment, set_up
+from earl_jax.tasks import sorting_algorithms
 from earl_jax.tasks.base import Example, make_task, Outcome, Task
 
 __all__ = ['evaluate_policy', 'load', 'read_config', 'table', 'write']
@@ -115,7 +119,7 @@ def add_baselines(experiment: Experiment, tasks: list[Task], results: Results, s
       ranks = [(i['values'] * (-1 if i['descending'] else 1))[: task.n].tolist() for i in instances]
       results[task.label]['baselines'] = {
           name: {'comparisons': comparisons, 'swaps': swaps}
-          for name, (comparisons, swaps) in baselines.table(ranks).items()
+          for name, (comparisons, swaps) in sorting_algorithms.table(ranks).items()
       }
 
 

@@ -17,11 +17,13 @@ import sys
 from absl import flags
 from transformers import AutoTokenizer
 
-from earl_jax import cli, evaluate, expanded_head, policy
-from earl_jax import tokenizer as tokenizer_lib
+from earl_jax import evaluate
+from earl_jax.acting import policy
 from earl_jax.config import UserError
-from earl_jax.experiment import Experiment
 from earl_jax.model import hf
+from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run import cli, expanded_head
+from earl_jax.run.experiment import Experiment
 
 __all__ = ['export']
 

@@ -17,11 +17,12 @@ from absl import flags
 import jax
 import numpy as np
 
-from earl_jax import cli, evaluate
+from earl_jax import evaluate
+from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.config import UserError
-from earl_jax.experiment import Experiment
-from earl_jax.trajectory import Trajectory
+from earl_jax.run import cli
+from earl_jax.run.experiment import Experiment
 
 __all__ = ['COLORS', 'draw_band', 'learning_curve', 'legend', 'new_figure', 'read_run', 'Run', 'save', 'trajectory',
            'trajectory_html']

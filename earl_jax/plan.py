@@ -21,13 +21,16 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import config_flags
 import numpy as np
 
-from earl_jax import cli, policy, sharding, update
 from earl_jax import config as config_lib
-from earl_jax.batches import shared_rows
-from earl_jax.collect import draw
+from earl_jax.acting import policy
 from earl_jax.config import Config
-from earl_jax.experiment import check_mesh, Experiment, FEWEST, model_folder, prepare
+from earl_jax.devices import sharding
+from earl_jax.learning import update
+from earl_jax.learning.batches import shared_rows
 from earl_jax.model import transformer
+from earl_jax.run import cli
+from earl_jax.run.collect import draw
+from earl_jax.run.experiment import check_mesh, Experiment, FEWEST, model_folder, prepare
 
 GIB = 2**30
 DEVICES = {  # GiB of memory, as their makers state it

@@ -28,14 +28,18 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 import numpy as np
 
-from earl_jax import checkpoint, cli, evaluate, policy, processes, sharding, update
-from earl_jax import metrics as metrics_lib
-from earl_jax import reference as reference_lib
-from earl_jax.batches import row_order
-from earl_jax.collect import collect, draw, take_rows
+from earl_jax import evaluate
+from earl_jax.acting import policy
+from earl_jax.acting.counterfactual import Interventions
 from earl_jax.config import Config, UserError
-from earl_jax.counterfactual import Interventions
-from earl_jax.experiment import Experiment, set_up
+from earl_jax.devices import processes, sharding
+from earl_jax.learning import reference as reference_lib
+from earl_jax.learning import update
+from earl_jax.learning.batches import row_order
+from earl_jax.run import checkpoint, cli
+from earl_jax.run import metrics as metrics_lib
+from earl_jax.run.collect import collect, draw, take_rows
+from earl_jax.run.experiment import Experiment, set_up
 
 __all__ = ['train']
 

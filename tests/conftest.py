@@ -34,7 +34,7 @@ def programs_of_this_file():
 @pytest.fixture(scope='session')
 def embedded_checkpoint() -> pathlib.Path:
   """Folder of the checkpoint that ships with the package."""
-  return ROOT / 'earl_jax' / 'embedded' / 'checkpoint'
+  return ROOT / 'earl_jax' / 'base_model' / 'checkpoint'
 
 
 @pytest.fixture(scope='session')

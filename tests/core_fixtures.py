@@ -13,18 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax import config as config_lib
-from earl_jax import policy, sharding
-from earl_jax import tokenizer as tokenizer_lib
-from earl_jax.counterfactual import choose_positions, force, recorded
-from earl_jax.embedded import build
+from earl_jax.acting import policy
+from earl_jax.acting.counterfactual import choose_positions, force, recorded
+from earl_jax.acting.rollout import Prompts, Replay
+from earl_jax.acting.trajectory import Trajectory
+from earl_jax.base_model import build
+from earl_jax.devices import sharding
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import MAX_ITEMS
-from earl_jax.experiment import Experiment
 from earl_jax.interfaces.expanded import ExpandedInterface
+from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model import transformer
-from earl_jax.rollout import Prompts, Replay
+from earl_jax.run.experiment import Experiment
 from earl_jax.tasks.sorting import Compare, Order, Sort
-from earl_jax.trajectory import Trajectory
 from tests.environments import reference
 
 NAMES = ('compare', 'swap', 'check')  # no task offers check: it is there to be masked, or offered by a test itself

@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from earl_jax import reference, sharding, update
-from earl_jax.batches import row_order
-from earl_jax.collect import collect
+from earl_jax.acting.counterfactual import Interventions
 from earl_jax.config import AlgorithmConfig, Config, RolloutConfig, Stage
-from earl_jax.counterfactual import Interventions
-from earl_jax.experiment import Experiment, prepare
+from earl_jax.devices import sharding
+from earl_jax.learning import reference, update
+from earl_jax.learning.batches import row_order
+from earl_jax.run.collect import collect
+from earl_jax.run.experiment import Experiment, prepare
 from tests import core_fixtures as core
-from tests.runs import tiny
+from tests.run import tiny
 
 sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
 import hlo  # noqa: E402

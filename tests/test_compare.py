@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from earl_jax import evaluate
-from tests.runs import tiny
+from tests.run import tiny
 
 BENCHMARKS = tiny.ROOT / 'benchmarks'
 

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from earl_jax import config as config_lib
-from earl_jax import tokenizer as tokenizer_lib
-from earl_jax.experiment import EMBEDDED
+from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run.experiment import EMBEDDED
 from earl_jax.tasks.base import make_task
-from tests.runs import tiny
+from tests.run import tiny
 
 NAMES = sorted(path.stem for path in (tiny.ROOT / 'configs').glob('*.py'))
 EMBEDDED_NAMES = [name for name in NAMES if name != 'published']

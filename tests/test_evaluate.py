@@ -8,11 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax import checkpoint, cli, evaluate, sharding, update
+from earl_jax import evaluate
 from earl_jax.config import UserError
-from earl_jax.experiment import set_up
+from earl_jax.devices import sharding
+from earl_jax.learning import update
+from earl_jax.run import checkpoint, cli
+from earl_jax.run.experiment import set_up
 from earl_jax.tasks.sorting import Compare, Order, Sort
-from tests.runs import tiny
+from tests.run import tiny
 
 
 @pytest.fixture(scope='module')

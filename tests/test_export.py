@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from earl_jax import checkpoint, cli, expanded_head, export, sharding, update
 from earl_jax import config as config_lib
-from earl_jax import tokenizer as tokenizer_lib
+from earl_jax import export
 from earl_jax.config import UserError
-from earl_jax.experiment import set_up
+from earl_jax.devices import sharding
+from earl_jax.learning import update
 from earl_jax.model import hf, transformer
-from tests.runs import tiny
+from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run import checkpoint, cli, expanded_head
+from earl_jax.run.experiment import set_up
+from tests.run import tiny
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')

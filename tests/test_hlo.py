@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.runs import tiny
+from tests.run import tiny
 
 TEXT = """HloModule jit_step, is_scheduled=true
 

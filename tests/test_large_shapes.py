@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.runs import tiny
+from tests.run import tiny
 
 GIGABYTE = 10**9
 

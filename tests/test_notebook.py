@@ -7,7 +7,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.runs import tiny
+from tests.run import tiny
 
 NOTEBOOK = tiny.ROOT / 'notebooks' / 'quickstart.ipynb'
 

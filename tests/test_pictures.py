@@ -12,7 +12,7 @@ import pytest
 from earl_jax import pictures, train
 from earl_jax.config import UserError
 from tests import core_fixtures as core
-from tests.runs import tiny
+from tests.run import tiny
 
 
 def make_run(rollouts=(10, 20, 30), **metrics):

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax import cli, plan
 from earl_jax import config as config_lib
-from tests.runs import tiny
+from earl_jax import plan
+from earl_jax.run import cli
+from tests.run import tiny
 
 
 @pytest.mark.slow

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax import train, update
+from earl_jax import train
+from earl_jax.learning import update
 from earl_jax.model import hf, transformer
-from earl_jax.tokenizer import load_tokenizer
-from tests.runs import tiny
+from earl_jax.model.tokenizer import load_tokenizer
+from tests.run import tiny
 
 ROWS = 151_936  # of the embedding; the tokenizer has fewer entries, and the rest is never sampled
 

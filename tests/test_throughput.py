@@ -8,7 +8,7 @@ import pytest
 
 from earl_jax.config import AlgorithmConfig, RolloutConfig
 from tests import core_fixtures as core
-from tests.runs import tiny
+from tests.run import tiny
 
 BENCHMARKS = tiny.ROOT / 'benchmarks'
 

@@ -15,11 +15,13 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax import batches, collect, reference, train, update
+from earl_jax import train
+from earl_jax.acting.counterfactual import Interventions
 from earl_jax.config import Stage, UserError
-from earl_jax.counterfactual import Interventions
-from earl_jax.experiment import set_up
-from tests.runs import tiny
+from earl_jax.learning import batches, reference, update
+from earl_jax.run import collect
+from earl_jax.run.experiment import set_up
+from tests.run import tiny
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from earl_jax.sharding import constrain
+from earl_jax.devices.sharding import constrain
 
 
 class RopeScaling(NamedTuple):

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from earl_jax import baselines
 from earl_jax.config import UserError
 from earl_jax.environments.hidden_items import HiddenItems, ITEMS, MAX_ITEMS
-from earl_jax.tasks import base
+from earl_jax.tasks import base, sorting_algorithms
 from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
 
 _LOWEST, _HIGHEST = -99, 999  # hidden values
@@ -62,14 +61,14 @@ class _ItemTask(Task):
     order = np.random.default_rng(variant).permutation(self.n)  # which item the tree takes for its first, second, …
     sign = -1 if instance['descending'] else 1
     ranks = (sign * instance['values'][order]).tolist()
-    sort = baselines.optimal if self.n <= baselines.OPTIMAL_MAX else baselines.merge_sort
+    sort = sorting_algorithms.optimal if self.n <= sorting_algorithms.OPTIMAL_MAX else sorting_algorithms.merge_sort
     comparisons = [
         Call('compare', (int(order[i]), int(order[j])))
-        for kind, i, j in baselines.trace(sort, ranks) if kind == 'compare'
+        for kind, i, j in sorting_algorithms.trace(sort, ranks) if kind == 'compare'
     ]
     # Swaps are those of the row as it stands, whatever the tree called its items.
     ranks = (sign * instance['values'][:self.n]).tolist()
-    swaps = [Call(kind, (i, j)) for kind, i, j in baselines.trace(sort, ranks) if kind == 'swap']
+    swaps = [Call(kind, (i, j)) for kind, i, j in sorting_algorithms.trace(sort, ranks) if kind == 'swap']
     return comparisons + swaps
 
   def _says_order(self, instance: Instance) -> str:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from earl_jax import tokenizer as tokenizer_lib
 from earl_jax.environments import base as environments_base
-from earl_jax.experiment import INTERFACES
+from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run.experiment import INTERFACES
 from earl_jax.tasks.base import make_task
 
 TASKS = [('sort', {'n': 4}), ('order', {'n': 3}), ('arithmetic', {}), ('countdown', {})]

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax import policy, rollout, update
+from earl_jax.acting import policy, rollout
+from earl_jax.acting.counterfactual import force
+from earl_jax.acting.masked import NEGATIVE
+from earl_jax.acting.rollout import Prompts, Replay
 from earl_jax.config import UserError
-from earl_jax.counterfactual import force
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import ItemEnvironment
 from earl_jax.interfaces import expanded, tagged
-from earl_jax.masked import NEGATIVE
-from earl_jax.rollout import Prompts, Replay
+from earl_jax.learning import update
 from earl_jax.tasks import expressions
 from tests import core_fixtures as core
 from tests.environments.tokenizers import StubTokenizer

@@ -10,8 +10,8 @@ import sys
 import jax
 import numpy as np
 
-from earl_jax import sharding
 from earl_jax.config import MeshConfig
+from earl_jax.devices import sharding
 from earl_jax.model import hf, transformer
 
 

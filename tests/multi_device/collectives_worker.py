@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from earl_jax.config import MeshConfig
-from tests.runs import tiny
+from tests.run import tiny
 
 sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
 import collectives  # noqa: E402

@@ -15,12 +15,13 @@ import jax
 import numpy as np
 
 from earl_jax import config as config_lib
-from earl_jax import plan, sharding
-from earl_jax.embedded import build
-from earl_jax.experiment import model_folder, prepare
+from earl_jax import plan
+from earl_jax.base_model import build
+from earl_jax.devices import sharding
 from earl_jax.model import hf, transformer
-from earl_jax.tokenizer import load_tokenizer
-from tests.runs import tiny
+from earl_jax.model.tokenizer import load_tokenizer
+from earl_jax.run.experiment import model_folder, prepare
+from tests.run import tiny
 
 sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
 import programs  # noqa: E402

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from earl_jax import policy
-from tests.runs import tiny
+from earl_jax.acting import policy
+from tests.run import tiny
 
 MESHES = ('2x2x2', '1x4x2')  # data x fsdp x tensor
 FEW, MANY = 2, 8  # devices

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax import evaluate, processes
-from tests.runs import tiny
+from earl_jax import evaluate
+from earl_jax.devices import processes
+from tests.run import tiny
 
 STEPS, HALF = 5, 3
 

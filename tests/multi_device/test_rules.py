@@ -4,8 +4,8 @@ import jax
 from jax.sharding import PartitionSpec
 import pytest
 
-from earl_jax import sharding
 from earl_jax.config import MeshConfig, UserError
+from earl_jax.devices import sharding
 from earl_jax.model import transformer
 from tests import core_fixtures as core
 

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from earl_jax import sharding, update
-from earl_jax.collect import collect
+from earl_jax.acting.counterfactual import Interventions
 from earl_jax.config import MeshConfig
-from earl_jax.counterfactual import Interventions
+from earl_jax.devices import sharding
+from earl_jax.learning import update
 from earl_jax.model import transformer
+from earl_jax.run.collect import collect
 from tests import core_fixtures as core
 
 MESHES = {'8x1x1': (8, 1, 1), '2x2x2': (2, 2, 2), '1x4x2': (1, 4, 2)}

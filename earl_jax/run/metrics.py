@@ -1,0 +1,143 @@
+"""What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line, samples. Process 0 only."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+from tqdm import auto as tqdm_auto
+
+from earl_jax.run.checkpoint import write_atomically
+
+__all__ = ['MetricsWriter', 'Progress', 'write_samples']
+
+# metric -> how the progress line shows it, in this order; metrics that are not given are left out
+SHOWN = {
+    'stage': 'stage {}',
+    'reward': 'reward {:.3f}',
+    'exact': 'exact {:.3f}',
+    'comparisons': 'comparisons {:.2f}',
+    'calls': 'calls {:.2f}',
+    'zero_reward_groups': 'zero-reward groups {:.0%}',
+    'tokens_per_second': '{:,.0f} tokens/s',
+}
+
+
+class MetricsWriter:
+  """Writes one run's metrics to workdir/metrics.jsonl, to TensorBoard events in workdir, and to the progress line.
+
+  On resume the lines of steps that will be run again are dropped, so that the file of an interrupted run equals that
+  of an uninterrupted one wherever the metrics are equal (timings are not).
+  """
+
+  def __init__(self, workdir: str | os.PathLike, total_steps: int, resume_step: int = 0):
+    """Opens the files.
+
+    Args:
+      workdir: the run's folder, which exists.
+      total_steps: number of updates of the whole run.
+      resume_step: the first step that will be written.
+    """
+    self._active = jax.process_index() == 0
+    if not self._active:
+      return
+    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    if path.exists():
+      write_atomically(path, _lines_before(path, resume_step))
+    self._file = path.open('a', encoding='utf-8')
+    self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step, flush_secs=30)
+    self._progress = Progress(total_steps, resume_step)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def write(self, step: int, metrics: dict[str, Any]) -> None:
+    """Reports the metrics of one step.
+
+    Args:
+      step: from 0, increasing.
+      metrics: name -> number, array of shape [], or string. Strings are left out of TensorBoard; NaN and infinities,
+        which JSON lacks, become null in the file.
+    """
+    if not self._active:
+      return
+    values = {name: v if isinstance(v, str) else np.asarray(v).item() for name, v in metrics.items()}
+    finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+    self._file.write(json.dumps({'step': step} | finite) + '\n')
+    self._file.flush()  # the line outlives a kill
+    for name, value in values.items():
+      if not isinstance(value, str):
+        self._events.add_scalar(name, value, step)
+    self._progress.update(step, values)
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    if self._active:
+      self._file.close()
+      self._events.close()
+      self._progress.close()
+
+
+def _lines_before(path: pathlib.Path, step: int) -> str:
+  """The whole lines of `path` whose step is below `step`."""
+  kept = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      keep = json.loads(line)['step'] < step
+    except ValueError:  # cut short by a kill
+      continue
+    if keep:
+      kept.append(line + '\n')
+  return ''.join(kept)
+
+
+class Progress:
+  """A progress bar in terminals and notebooks; elsewhere (a log file) a plain line now and then."""
+
+  def __init__(self, total_steps: int, resume_step: int = 0, interval: float = 30.0):
+    """Starts the clock. `interval`: seconds between plain lines."""
+    self._total, self._resume, self._interval = total_steps, resume_step, interval
+    self._start, self._last = time.monotonic(), -math.inf
+    self._bar = None
+    if sys.stderr.isatty() or 'ipykernel' in sys.modules:  # a notebook's stderr is no terminal, yet it can draw
+      self._bar = tqdm_auto.tqdm(total=total_steps, initial=resume_step, unit='step', dynamic_ncols=True)
+
+  def update(self, step: int, metrics: dict[str, Any]) -> None:
+    """Shows that step `step` (from 0) is done. Metrics that are not in `SHOWN` are ignored."""
+    done = step + 1
+    text = ', '.join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
+    if self._bar is not None:
+      self._bar.set_postfix_str(text, refresh=False)
+      self._bar.update(done - self._bar.n)
+      return
+    now = time.monotonic()
+    if now - self._last < self._interval and done < self._total:
+      return
+    self._last = now
+    left = (now - self._start) / max(1, done - self._resume) * (self._total - done)
+    text = ', '.join(filter(None, (text, f'{tqdm_auto.tqdm.format_interval(left)} left')))
+    print(f'step {done}/{self._total}: {text}', file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+def write_samples(workdir: str | os.PathLike, step: int, samples: list[str]) -> None:
+  """Writes rollout texts to workdir/samples/step_000123.txt, each under a numbered heading."""
+  if jax.process_index() != 0:
+    return
+  folder = pathlib.Path(workdir) / 'samples'
+  folder.mkdir(exist_ok=True)
+  text = ''.join(f'===== sample {i} =====\n{sample}\n' for i, sample in enumerate(samples))
+  write_atomically(folder / f'step_{step:06d}.txt', text)

@@ -1,0 +1,132 @@
+"""Supervised fine-tuning: what solvers would do, as trajectories, and a stage that learns from them."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from earl_jax import train
+from earl_jax.acting.counterfactual import Interventions
+from earl_jax.config import stage, UserError
+from earl_jax.run import collect
+from earl_jax.run.experiment import set_up
+from earl_jax.tasks import sorting_algorithms
+from earl_jax.tasks.sorting import Order, Sort
+from tests.run import tiny
+
+TASKS = (
+    ('sort', {'n': 3}, 1.0), ('sort', {'n': 4}, 1.0), ('order', {'n': 3}, 1.0), ('compare', {'n': 3}, 1.0),
+    ('arithmetic', {'digits': 1, 'operators': 2}, 1.0), ('countdown', {'numbers': 3, 'digits': 1}, 1.0),
+)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return tiny.write_model(tmp_path_factory.mktemp('model'))
+
+
+def imitating(model, interface, *tasks, **changes):
+  changes = {'interface': interface, 'rollout.prompt_length': 88, 'rollout.response_length': 288} | changes
+  return tiny.parsed(model, curriculum=(stage(*tasks, steps=3, imitate=True), stage(*tasks)), **changes)
+
+
+@pytest.fixture(scope='module', params=['expanded', 'tagged'])
+def demonstrated(request, model):
+  """(experiment, tasks, examples, experience) of a batch of demonstrations."""
+  changes = {'rollout.prompts': 16, 'rollout.prompt_length': 160}
+  experiment, params = set_up(imitating(model, request.param, *TASKS, **changes))
+  experience = collect.collect(experiment, params, 0, 0, Interventions.initial(3))
+  assert {task.label for task, _ in experiment.stages[0]} == {task.label for task in collect.draw(experiment, 0, 0)[0]}
+  return experiment, *collect.draw(experiment, 0, 0), jax.tree.map(np.asarray, experience)
+
+
+def test_every_demonstration_solves_its_problem(demonstrated):
+  experiment, tasks, examples, experience = demonstrated
+  group = experiment.config.rollout.group
+  outcomes = experiment.outcomes(
+      [task for task in tasks for _ in range(group)], [e for e in examples for _ in range(group)], experience.trajectory
+  )
+  assert all(outcome.exact for outcome in outcomes)
+  for i, (task, example) in enumerate(zip(tasks, examples)):
+    for outcome in outcomes[i * group: (i + 1) * group]:
+      if task.name == 'sort':
+        ranks = example.instance['values'][:task.n] * (-1 if example.instance['descending'] else 1)
+        assert outcome.metrics['certified'] == 1
+        assert outcome.metrics['swaps'] == sorting_algorithms.optimal(ranks.tolist())[1]
+        assert task.n - 1 <= outcome.metrics['comparisons'] <= {3: 3, 4: 5}[task.n]
+      else:
+        assert outcome.reward == 1
+  assert experience.metrics['reward'] > 0.5 and experience.metrics['unfinished'] == 0
+
+
+def test_demonstrations_of_one_problem_differ(demonstrated):
+  experiment, tasks, _, experience = demonstrated
+  actions = np.asarray(experience.trajectory.actions).reshape(len(tasks), experiment.config.rollout.group, -1)
+  for task, rows in zip(tasks, actions):
+    assert len(np.unique(rows, axis=0)) > 1 or task.name in ('order', 'arithmetic', 'countdown')
+
+
+def test_what_is_demonstrated_is_legal(demonstrated):
+  _, _, _, experience = demonstrated
+  assert (experience.trajectory.log_probs > -100).all()
+
+
+@pytest.mark.parametrize('n', [2, 3, 4, 5])
+def test_demonstrations_are_the_optimal_tree(n):
+  counts = []
+  for index in range(300):
+    steps = Sort(n).demonstration(0, 'train', index, variant=index)
+    calls = [step.environment for step in steps if not isinstance(step, str)]
+    counts.append((calls.count('compare'), calls.count('swap')))
+  np.testing.assert_allclose(np.mean(counts, axis=0), [{2: 1, 3: 8 / 3, 4: 14 / 3, 5: 104 / 15}[n],
+                                                       n - sum(1 / k for k in range(1, n + 1))], atol=0.15)
+
+
+def test_a_stage_of_imitation_learns_and_ends_after_its_steps(model, tmp_path):
+  changes = {'steps': 4, 'algorithm.kl': 0.0, 'optimizer.learning_rate': 3e-2}
+  config = imitating(model, 'expanded', ('order', {'n': 2}, 1.0), **changes)
+  train.train(config, tmp_path)
+  metrics = tiny.read_metrics(tmp_path)
+  assert [line['stage'] for line in metrics] == [0, 0, 0, 1]
+  losses = [line['loss'] + config.algorithm.entropy * line['entropy'] for line in metrics[:3]]
+  assert losses[0] > 1 and losses[2] < 0.8 * losses[0], losses
+  assert 'counterfactual/rewritten' not in metrics[0] and metrics[0]['exact'] == 1.0
+
+
+def test_what_was_imitated_becomes_the_reference(model, tmp_path):
+  """Its divergence begins at 0 after the imitation, and a run stopped anywhere goes on as if it had not been."""
+  changes = {'steps': 6, 'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'optimizer.learning_rate': 1e-2}
+  changes['rollout.response_length'] = 48
+  config = imitating(model, 'expanded', ('order', {'n': 2}, 1.0), **changes)
+  train.train(config, tmp_path / 'whole')
+  metrics = tiny.read_metrics(tmp_path / 'whole')
+  assert [line['stage'] for line in metrics] == [0, 0, 0, 1, 1, 1]
+  assert [line['kl'] for line in metrics[:3]] == [0, 0, 0]  # of what others did it is not asked
+  assert abs(metrics[3]['kl']) < 1e-5 < metrics[4]['kl']
+
+  for step in (3, 5):
+    train.train(dataclasses.replace(config, steps=step), tmp_path / 'parts')
+  train.train(config, tmp_path / 'parts')
+  assert tiny.read_metrics(tmp_path / 'parts') == metrics
+  shutil.rmtree(tmp_path / 'parts' / 'imitated')
+  with pytest.raises(UserError, match='imitated: the reference policy of this run is missing'):
+    train.train(dataclasses.replace(config, steps=7), tmp_path / 'parts')
+
+
+def test_bad_input(model):
+  experiment, params = set_up(imitating(model, 'expanded', ('sort', {'n': 4}, 1.0), **{'rollout.response_length': 24}))
+  with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit'):
+    collect.collect(experiment, params, 0, 0, Interventions.initial(2))
+  with pytest.raises(UserError, match=r'curriculum\[0\].steps=0: imitation has no end of its own'):
+    tiny.parsed(model, curriculum=(stage(('sort', {'n': 2}, 1.0), imitate=True),))
+  with pytest.raises(UserError, match="interface='text': choose one of expanded, tagged"):
+    tiny.parsed(model, interface='text')
+
+  class Unsolved(Order):
+    def demonstration(self, *args):
+      return super(Order, self).demonstration(*args)
+
+  with pytest.raises(UserError, match='task order2: no demonstrations'):
+    Unsolved(2).demonstration(0, 'train', 0, 0)

@@ -1,0 +1,182 @@
+"""Command lines: what users get wrong ends in one clear line and status 2."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from earl_jax import evaluate, train
+from earl_jax.config import default_config, parse, stage
+from earl_jax.run import checkpoint, cli
+from tests.run import tiny
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return tiny.write_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(autouse=True)
+def keep_jax_as_it_is(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  sys.modules.pop('config_config', None)  # config_flags loads every config file under this name, one over the other
+
+
+@pytest.fixture
+def fails(capsys):
+  """Runs a program and gives its one line of error."""
+
+  def run(program, *arguments):
+    assert cli.run(program.main, program.define_flags, ['program', *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in err and out == ''
+    return err
+
+  return run
+
+
+SORT4 = f'--config={tiny.ROOT}/configs/sort4.py'
+
+
+@pytest.mark.parametrize('arguments, says', [
+    (['--config.optimzer.x=1'], "--config.optimzer.x=1: no field 'optimzer'; config has the fields algorithm"),
+    (['--config.optimizer.rate=1'], "no field 'rate'; config.optimizer has the fields b1, b2, clip_norm"),
+    (['--config.seed.x=1'], "no field 'x'; config.seed has no fields"),
+    (['--foo'], "Unknown command line flag 'foo'"),
+    (['--config.seed=one'], 'config.seed=one: invalid literal for int'),
+    (['--config.steps=0'], 'config.steps=0: choose a number from 1 on'),
+    (['configs/sort4.py'], "'configs/sort4.py': unexpected argument"),
+    (['--config.rollout.chunk=3'], 'config.rollout.chunk=3: choose a divisor'),
+    (['--config.mesh.data=3'], 'config.mesh=(3, 1, 1) does not fit'),
+    (['--config.model=/nowhere'], "'/nowhere'"),
+])
+def test_arguments(fails, tmp_path, arguments, says):
+  assert says in fails(train, SORT4, f'--workdir={tmp_path / "run"}', *arguments)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_no_config(fails):
+  assert '--config is missing' in fails(train, '--workdir=nowhere')
+
+
+@pytest.mark.parametrize('more', [[], ['--config.seed=1']])
+def test_missing_config_file(fails, more):
+  assert 'configs/none.py' in fails(train, '--config=configs/none.py', *more)
+
+
+@pytest.mark.parametrize('text, line, says', [
+    ('from earl_jax import config as c\ndef get_config():\n  config = c.default_config()\n  config.optimzer = 3\n'
+     '  return config\n', 4, 'config.optimzer = 3'),
+    ('def get_config():\n  return int("x")\n', 2, 'return int("x"): ValueError: invalid literal'),
+    ('def helper():\n  return 1 / 0\ndef get_config():\n  return helper()\n', 2, 'return 1 / 0: ZeroDivisionError'),
+    ('def get_config():\n  x = = 3\n', 2, 'x = = 3'),
+    ('import nothing_of_that_name\n', 1, 'No module named'),
+])
+def test_config_file_with_an_error(fails, tmp_path, text, line, says):
+  path = tmp_path / 'bad.py'
+  path.write_text(text)
+  error = fails(train, f'--config={path}')
+  assert f'{path}, line {line}: ' in error and says in error
+
+
+@pytest.mark.parametrize('text', ['def get_config():\n  pass\n', 'x = 1\n'])
+def test_config_file_without_a_config(fails, tmp_path, text):
+  path = tmp_path / 'bad.py'
+  path.write_text(text)
+  assert 'get_config' in fails(train, f'--config={path}')
+
+
+@pytest.mark.parametrize('n', [1, 9])
+def test_number_of_items(fails, tmp_path, model, n):
+  path = tmp_path / 'config.py'
+  path.write_text(
+      'from earl_jax import config as c\ndef get_config():\n  config = c.default_config()\n'
+      f"  config.curriculum = (c.stage(('sort', {{'n': {n}}}, 1.0)),)\n  return config\n"
+  )
+  assert f'n={n}: choose a number of items from 2 to 8' in fails(
+      train, f'--config={path}', f'--config.model={model}', f'--workdir={tmp_path / "run"}'
+  )
+
+
+def test_workdir_of_another_config(fails, tmp_path, model):
+  config = tiny.parsed(model)
+  checkpoint.claim_workdir(tmp_path, dataclasses.asdict(config), {'compare': 1, 'swap': 1})
+  error = fails(train, f'--config={tiny.PATH}:{model}', f'--workdir={tmp_path}', '--config.seed=7')
+  assert 'seed was 0 in this workdir and is 7 now; use another --workdir' in error
+
+
+def test_unwritable_workdir(fails, tmp_path, model):
+  (tmp_path / 'file').touch()
+  error = fails(train, f'--config={tiny.PATH}:{model}', f'--workdir={tmp_path}/file/run')
+  assert 'cannot write there' in error
+
+
+def test_tokenizer_that_splits_items(fails, tmp_path, model):
+  folder = tmp_path / 'model'
+  folder.mkdir()
+  for path in model.iterdir():
+    (folder / path.name).write_bytes(path.read_bytes())
+  tokenizer = json.loads((folder / 'tokenizer.json').read_text())
+  vocabulary = tokenizer['model']['vocab']
+  vocabulary['unused1'], vocabulary['unused2'] = vocabulary.pop('ĠA'), vocabulary.pop('ĠB')
+  (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
+  error = fails(train, f'--config={tiny.PATH}:{folder}', f'--workdir={tmp_path / "run"}')
+  assert "' A'" in error and "' B'" in error and 'use a tokenizer' in error
+  assert not (tmp_path / 'run').exists()
+
+
+def test_rows_that_the_mesh_cannot_share(tmp_path, model):
+  child = tiny.start(
+      'train', f'--config={tiny.PATH}:{model}', f'--workdir={tmp_path / "run"}', '--config.rollout.prompts=5',
+      '--config.rollout.chunk=4', '--config.algorithm.mini_batches=1',
+      XLA_FLAGS='--xla_force_host_platform_device_count=2',
+  )
+  _, err = child.communicate()
+  assert child.returncode == 2
+  assert err == (
+      'error: config.rollout.prompts=5 is not divisible by data * fsdp = 2 of the mesh; choose a multiple of 2\n'
+  )
+
+
+@pytest.mark.parametrize('arguments, says', [
+    ([], 'workdir'),
+    (['--workdir=nowhere'], 'nowhere: no readable config.json there'),
+    (['--workdir=nowhere', '--samples=0'], 'samples'),
+    (['--workdir=nowhere', '--config=x'], "Unknown command line flag 'config'"),
+])
+def test_evaluate_arguments(fails, arguments, says):
+  assert says in fails(evaluate, *arguments)
+
+
+@pytest.mark.parametrize('program, flags', [(train, ['--config', '--workdir']), (evaluate, ['--tasks', '--samples'])])
+def test_help(capsys, program, flags):
+  assert cli.run(program.main, program.define_flags, ['program', '--help']) == 0
+  out, _ = capsys.readouterr()
+  assert f'python -m {program.__name__}' in out and all(flag in out for flag in flags)
+
+
+@pytest.mark.parametrize('changes, devices', [
+    ({}, 1),
+    ({'mesh.tensor': 2}, 2),
+    ({'mesh.tensor': 2, 'mesh.fsdp': 2}, 4),
+    ({'mesh.data': 4}, 4),
+])
+def test_devices_of_a_cpu(monkeypatch, changes, devices):
+  monkeypatch.delenv('XLA_FLAGS')
+  cli.prepare_jax(tiny.parsed('unused', **changes))
+  assert os.environ['XLA_FLAGS'] == f'--xla_force_host_platform_device_count={devices}'
+
+
+def test_xla_flags_of_the_user_stay(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--mine')
+  cli.prepare_jax(parse({**default_config().to_dict(), 'curriculum': (stage(('sort', {'n': 2}, 1.0)),)}))
+  assert os.environ['XLA_FLAGS'] == '--mine'
+
+
+def test_import_starts_no_device():
+  """`prepare_jax` comes after the imports, and must not come too late."""
+  code = 'import earl_jax.train; from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())'
+  assert subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True).stdout == 'False\n'

@@ -1,0 +1,114 @@
+"""Metrics file, events, progress, samples."""
+
+import json
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from earl_jax.run import metrics
+
+
+def run(workdir, start, stop, total=6):
+  with metrics.MetricsWriter(workdir, total, start) as writer:
+    for step in range(start, stop):
+      writer.write(step, {'stage': 'sort3', 'reward': jnp.float32(step) / 3, 'length': np.int32(step), 'loss': np.nan})
+
+
+def events(workdir):
+  """(tag, step, value) of all events; a later start of a run hides what it repeats (TensorBoard's purge)."""
+  from tensorboardX.proto import event_pb2
+
+  found = []
+  for path in sorted(workdir.glob('events.*'), key=lambda p: p.stat().st_mtime_ns):
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+      size = int.from_bytes(data[at : at + 8], 'little')
+      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+      at += 16 + size
+      if event.HasField('session_log'):
+        found = [f for f in found if f[1] < event.step]
+      found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+  return found
+
+
+def test_lines(tmp_path):
+  run(tmp_path, 0, 2)
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  third = float(np.float32(1) / 3)
+  assert lines == [
+      {'step': 0, 'stage': 'sort3', 'reward': 0.0, 'length': 0, 'loss': None},
+      {'step': 1, 'stage': 'sort3', 'reward': third, 'length': 1, 'loss': None},
+  ]
+
+
+@pytest.mark.parametrize('died, resumed', [(4, 2), (4, 4), (3, 0)])
+@pytest.mark.parametrize('tail', ['', '{"step": 3, "rew'])
+def test_resumed_file_equals_uninterrupted(tmp_path, died, resumed, tail):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  whole.mkdir(), parts.mkdir()
+  run(whole, 0, 6)
+  run(parts, 0, died)
+  with (parts / 'metrics.jsonl').open('a') as file:
+    file.write(tail)
+  run(parts, resumed, 6)
+  assert (parts / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
+  assert not list(parts.glob('*.tmp'))
+
+
+def test_line_is_on_disk_at_once(tmp_path):
+  with metrics.MetricsWriter(tmp_path, 9) as writer:
+    writer.write(0, {'reward': 1.0})
+    assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 0, 'reward': 1.0}
+
+
+def test_events(tmp_path):
+  run(tmp_path, 0, 3)
+  time.sleep(1.1)  # event files are named by the second
+  run(tmp_path, 1, 4)
+  found = events(tmp_path)
+  assert [f[1:] for f in found if f[0] == 'length'] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+  assert {f[0] for f in found} == {'reward', 'length', 'loss'}
+
+
+def test_only_process_zero_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics.jax, 'process_index', lambda: 1)
+  run(tmp_path, 0, 2)
+  metrics.write_samples(tmp_path, 0, ['a'])
+  assert not list(tmp_path.iterdir())
+
+
+def test_plain_lines_in_a_log(capfd, monkeypatch):
+  monkeypatch.delitem(sys.modules, 'ipykernel', raising=False)
+  clock = iter([0.0, 10.0, 20.0, 60.0, 61.0])
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: next(clock))
+  progress = metrics.Progress(total_steps=8, resume_step=4, interval=30.0)
+  values = {'stage': 2, 'reward': 0.5, 'exact': 0.25, 'comparisons': 4.7, 'zero_reward_groups': 0.12,
+            'tokens_per_second': 12345.6, 'loss': 1.0}
+  for step in range(4, 8):
+    progress.update(step, values if step == 4 else {})
+  progress.close()
+  assert capfd.readouterr().err.splitlines() == [
+      'step 5/8: stage 2, reward 0.500, exact 0.250, comparisons 4.70, zero-reward groups 12%, 12,346 tokens/s, '
+      '00:30 left',
+      'step 7/8: 00:20 left',
+      'step 8/8: 00:00 left',
+  ]
+
+
+def test_bar_in_a_terminal(capfd, monkeypatch):
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  progress = metrics.Progress(total_steps=4, resume_step=2)
+  progress.update(2, {'stage': 'sort4'})
+  progress.update(3, {'stage': 'sort5'})
+  progress.close()
+  err = capfd.readouterr().err
+  assert '4/4' in err and '\r' in err and 'sort5' in err
+
+
+def test_samples(tmp_path):
+  metrics.write_samples(tmp_path, 123, ['one', 'two\nlines'])
+  text = (tmp_path / 'samples' / 'step_000123.txt').read_text()
+  assert text == '===== sample 0 =====\none\n===== sample 1 =====\ntwo\nlines\n'

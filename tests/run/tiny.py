@@ -1,0 +1,74 @@
+"""A run that takes seconds: a tiny random model with the embedded tokenizer, few and short rollouts.
+
+As a config file it takes the model's folder: `--config=tests/run/tiny.py:FOLDER`.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+
+from earl_jax import config as config_lib
+from earl_jax.base_model import build
+from earl_jax.model import hf, transformer
+from earl_jax.model.tokenizer import load_tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PATH = 'tests/run/tiny.py'
+
+
+def get_config(model):
+  config = config_lib.default_config()
+  config.model = model
+  config.steps = 5
+  config.window = 2
+  config.evaluate_every = config.sample_every = config.checkpoint_every = 2
+  config.evaluation_prompts = 8
+  config.curriculum = (  # the second stage begins after two batches
+      config_lib.stage(('sort', {'n': 2}, 1.0), until=0.0),
+      config_lib.stage(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 1.0)),
+  )
+  config.rollout = dict(prompts=4, group=4, prompt_length=56, response_length=24, temperature=1.0, chunk=8)
+  config.algorithm.update(fraction=0.5, entropy=0.05, mini_batches=2, micro_batch=4)
+  config.optimizer.learning_rate = 1e-2
+  return config
+
+
+def parsed(model, **changes):
+  """The config as `train` takes it; `changes` as {'rollout.chunk': 4}."""
+  config = get_config(str(model))
+  config.update_from_flattened_dict(changes)
+  return config_lib.parse(config)
+
+
+def write_model(folder):
+  build.build_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
+  model = transformer.ModelConfig(
+      vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+      num_key_value_heads=1, head_dim=8,
+  )
+  hf.save_checkpoint(folder, model, transformer.init_params(model, jax.random.key(0)), tokenizer.eos_token_id)
+  return folder
+
+
+def start(module, *arguments, **environment):
+  """`python -m earl_jax.<module>` in its own process; on one device, as the tests, unless XLA_FLAGS says otherwise."""
+  return subprocess.Popen(
+      [sys.executable, '-m', f'earl_jax.{module}', *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, env=os.environ | {'XLA_FLAGS': ''} | environment,
+  )
+
+
+def read_metrics(workdir):
+  """The lines of metrics.jsonl, timings left out."""
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in line.items() if not re.search('second', k)} for line in lines]
+
+
+def checkpoints(workdir):
+  return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
