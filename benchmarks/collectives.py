@@ -154,4 +154,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, define_flags))
+  sys.exit(cli.start(main, define_flags))

@@ -17,14 +17,13 @@ import sys
 
 from absl import flags
 import grid  # beside this file
-from ml_collections import config_flags
 import numpy as np
 
 from earl_jax import config as config_lib
-from earl_jax import evaluate, pictures
 from earl_jax.config import UserError
-from earl_jax.run import cli
-from earl_jax.run.checkpoint import write_atomically
+from earl_jax.run import cli, figures, measure
+from earl_jax.run.curves import draw_band, read_run
+from earl_jax.run.workdir import write_atomically
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'embedded.py'
 TASKS = {'sort4': 'sort4', 'countdown3': 'countdown3-1digits'}  # of the config -> label of the task measured
@@ -42,6 +41,10 @@ def name_of(seed: int, task: str, method: str) -> str:
   return f'{task}-{method}-seed_{seed}'
 
 
+def mean(results: list[dict[str, float]], metric: str) -> float:
+  return float(np.mean([result[metric] for result in results]))
+
+
 def table(cells: Cells, task: str) -> str:
   """A row per method: what the final policy does, greedily, on held-out problems or on all there are."""
   rows = [['method', 'exact match', '95 % interval', 'lowest, highest seed', 'sampled', 'calls an episode', 'invalid',
@@ -51,17 +54,16 @@ def table(cells: Cells, task: str) -> str:
     if not members:
       continue
     results = [result[TASKS[task]] for _, result in members]
-    runs = [pictures.read_run(workdir) for workdir, _ in members]
+    runs = [read_run(workdir) for workdir, _ in members]
     shares, count = [r['exact_match'] for r in results], sum(r['count'] for r in results)
     right = round(sum(r['exact_match'] * r['count'] for r in results))
-    low, high = evaluate.wilson_interval(right, count)
-    sampled = [run.values(f'exact/{TASKS[task]}')[-max(1, len(run.lines) // 10):].mean() for run in runs]
+    low, high = measure.wilson_interval(right, count)
+    sampled = [run.values(f'exact_match/{TASKS[task]}')[-max(1, len(run.lines) // 10):].mean() for run in runs]
     solved = [r['solved'] for r in results if 'solved' in r]
-    mean = lambda key, of=results: np.mean([r[key] for r in of])  # noqa: E731
-    spent = f'{mean("decisions", solved):.1f} / {mean("response_length", solved):.1f}' if solved else ''
+    spent = f'{mean(solved, "decisions"):.1f} / {mean(solved, "response_length"):.1f}' if solved else ''
     rows.append([
         name, f'**{np.mean(shares):.1%}**', f'{low:.1%} - {high:.1%}', f'{min(shares):.1%}, {max(shares):.1%}',
-        grid.spread(sampled, '{:.1%}'), f'{mean("calls"):.2f}', f'{mean("invalid_calls"):.2f}', spent,
+        grid.spread(sampled, '{:.1%}'), f'{mean(results, "calls"):.2f}', f'{mean(results, "invalid_calls"):.2f}', spent,
         grid.spread([run.rollouts[-1] for run in runs], '{:,.0f}'),
         grid.spread([run.values('seconds').sum() / 60 for run in runs], '{:.0f}'),
     ])
@@ -85,15 +87,15 @@ def phrases(cells: Cells, task: str) -> str:
 
 def draw(cells: Cells, task: str, path: pathlib.Path) -> None:
   """Greedy exact match against rollouts: mean over seeds, and a band from the lowest to the highest."""
-  figure, axes = pictures.new_figure(figsize=(7, 4))
-  for color, (method, name) in zip(pictures.COLORS, NAMES.items()):
-    if runs := [pictures.read_run(workdir) for workdir, _ in cells.get((task, method), [])]:
-      pictures.draw_band(axes, runs, f'eval/{TASKS[task]}/exact', color=color, label=name)
+  figure, axes = figures.new_figure(figsize=(7, 4))
+  for color, (method, name) in zip(figures.COLORS, NAMES.items()):
+    if runs := [read_run(workdir) for workdir, _ in cells.get((task, method), [])]:
+      draw_band(axes, runs, f'eval/{TASKS[task]}/exact_match', color=color, label=name)
   axes.set(xlabel='rollouts', ylabel=f'exact match, {TASKS[task]}, greedy', ylim=(-0.03, 1.03))
   axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.yaxis.set_major_formatter('{x:.0%}')
-  pictures.legend(axes)
-  pictures.save(figure, path)
+  figures.legend(axes)
+  figures.save(figure, path)
 
 
 def report(cells: Cells, docs: pathlib.Path, tasks: list[str], jobs: int) -> str:
@@ -126,15 +128,13 @@ def report(cells: Cells, docs: pathlib.Path, tasks: list[str], jobs: int) -> str
 def read_config(task: str, method: str, changes: list[str]) -> config_lib.Config:
   """The config of a cell, with `--config.<field>` changes."""
   values, argv = flags.FlagValues(), ['', *changes]
-  config_flags.DEFINE_config_file('config', f'{CONFIG}:{task},{method}', flag_values=values, sys_argv=argv)
+  cli.define_config(values, argv, f'{CONFIG}:{task},{method}')
   values(argv)
   return config_lib.parse(values.config)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-  config_flags.DEFINE_config_file(
-      'config', str(CONFIG), 'Only its fields can be set: --config.<field>.', flag_values=values, sys_argv=argv
-  )
+  cli.define_config(values, argv, str(CONFIG))
   grid.define_flags(values, 'runs/compare')
   flags.DEFINE_list('tasks', list(TASKS), 'Tasks compared.', flag_values=values)
   flags.DEFINE_list('methods', list(NAMES), 'Methods compared.', flag_values=values)
@@ -153,7 +153,10 @@ def main(values: flags.FlagValues) -> None:
   # Seed by seed, so that an unfinished grid can be compared already.
   grid_of = list(itertools.product(grid.seeds(values), values.tasks, values.methods))
   configs = {cell: read_config(*cell[1:], changes) for cell in grid_of}
-  found = lambda cell: grid.final_results(out / name_of(*cell), configs[cell].steps)  # noqa: E731
+
+  def found(cell):
+    return grid.final_results(out / name_of(*cell), configs[cell].steps)
+
   grid.train(
       {
           name_of(*cell): [f'--config={CONFIG}:{cell[1]},{cell[2]}', *changes, f'--config.seed={cell[0]}']
@@ -171,4 +174,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, define_flags))
+  sys.exit(cli.start(main, define_flags))

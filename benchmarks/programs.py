@@ -6,17 +6,15 @@ import functools
 import jax
 from jax.sharding import Mesh
 import numpy as np
+import optax
 
-from earl_jax import train
-from earl_jax.acting import policy
-from earl_jax.config import AlgorithmConfig, Config, OptimizerConfig, RolloutConfig, Stage
-from earl_jax.devices import sharding
+from earl_jax.acting import policy, rollout
+from earl_jax.config import AlgorithmConfig, Config, RolloutConfig, Stage
 from earl_jax.learning import update
-from earl_jax.learning.batches import row_order
+from earl_jax.learning.batches import abstract_batch, Split, split_rows
 from earl_jax.model import transformer
-from earl_jax.run import checkpoint
-from earl_jax.run.collect import draw
 from earl_jax.run.experiment import EMBEDDED, Experiment, prepare
+from earl_jax.run.problems import abstract_rollout, draw
 
 
 def build(
@@ -29,51 +27,56 @@ def build(
 
 
 @functools.cache
-def optimizer():
+def optimizer() -> optax.GradientTransformation:
   """One object: a program is compiled for it."""
-  return update.make_optimizer(OptimizerConfig(), total=100)
+  return update.make_optimizer(Config())
 
 
-def initialise(experiment: Experiment, key: jax.Array) -> update.TrainState:
-  """A first state, of random weights."""
-  params = transformer.init_params(experiment.model, key)
-  return update.init_state(policy.init_params(params, experiment.interface.space), optimizer())
+def random_params(experiment: Experiment, key: jax.Array) -> policy.Params:
+  """Random weights in the model's shape, and the expanded head."""
+  interface = experiment.interface
+  return policy.init_params(transformer.init_params(experiment.model, key), interface.space, interface.tied)
 
 
 def abstract_state(experiment: Experiment) -> update.TrainState:
   """Shapes and shardings of the state."""
-  shapes = jax.eval_shape(functools.partial(initialise, experiment), jax.random.key(0))
-  return checkpoint.abstract(shapes, sharding.tree_shardings(experiment.mesh, shapes))
+  params = jax.eval_shape(functools.partial(random_params, experiment), jax.random.key(0))
+  return update.abstract_state(params, optimizer(), experiment.mesh)
 
 
 def random_state(experiment: Experiment) -> update.TrainState:
   """A first state, made on the devices where it lies."""
+
+  def initialise(key):
+    return update.init_state(random_params(experiment, key), optimizer())
+
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment))
-  return jax.jit(functools.partial(initialise, experiment), out_shardings=shardings)(jax.random.key(0))
+  return jax.jit(initialise, out_shardings=shardings)(jax.random.key(0))
 
 
 def advance(experiment: Experiment) -> functools.partial:
   """`update.update_step` with the settings of a run, to be called under its mesh."""
   return functools.partial(
-      update.update_step, optimizer=optimizer(), config=experiment.config.algorithm, mesh=experiment.mesh,
-      **experiment.scoring,
+      update.update_step, optimizer=optimizer(), scoring=experiment.scoring, config=experiment.config.algorithm,
+      mesh=experiment.mesh,
   )
 
 
-def order(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
-  """`row_order` of rows that are all alike."""
+def split(experiment: Experiment) -> Split:
+  """`split_rows` of rows that are all alike."""
   alike = np.zeros(experiment.config.rollout.prompts * experiment.config.rollout.group)
-  return row_order(experiment.config, 0, alike, alike)
+  return split_rows(experiment.config, 0, alike, alike)
 
 
 def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
   """'rollout' and 'update', from shapes alone."""
-  decode, step = experiment.decoder(experiment.config.rollout.group), advance(experiment)
-  state = abstract_state(experiment)
-  batch, prompts = train.abstract_batch(experiment, state.params), experiment.encode_prompts(*draw(experiment, 0, 0))
-  rows = jax.device_put(np.arange(len(batch.advantages), dtype=np.int32), sharding.by_row(experiment.mesh))
+  config, step = experiment.config.rollout, advance(experiment)
+  state, prompts = abstract_state(experiment), draw(experiment, stage=0, step=0).prompts
+  batch = abstract_batch(abstract_rollout(experiment, state.params), sharding=experiment.rows)
+  rows = jax.device_put(np.arange(len(batch.advantages), dtype=np.int32), experiment.rows)
+  decoding = experiment.decoding(config.group, config.temperature)
   with jax.set_mesh(experiment.mesh):
     return {
-        'rollout': decode.func.lower(state.params, prompts, rows, jax.random.key(0), **decode.keywords),
-        'update': step.func.lower(state, batch, *order(experiment), **step.keywords),
+        'rollout': rollout.rollout.lower(state.params, prompts, rows, jax.random.key(0), decoding=decoding),
+        'update': step.func.lower(state, batch, split(experiment), **step.keywords),
     }

@@ -36,13 +36,16 @@ import numpy as np
 import programs
 from shapes import QWEN, TINY
 
-from earl_jax import __version__, train
+from earl_jax import __version__
+from earl_jax.acting import policy
 from earl_jax.config import AlgorithmConfig, Config, MeshConfig, RolloutConfig, UserError
 from earl_jax.devices import processes, sharding
 from earl_jax.learning import update
+from earl_jax.learning.batches import abstract_batch, Batch
+from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import cli
-from earl_jax.run.collect import draw
 from earl_jax.run.experiment import Experiment
+from earl_jax.run.problems import abstract_rollout, draw
 
 SIZES = QWEN | {'tiny': TINY}
 
@@ -75,7 +78,7 @@ def known(kind: str) -> Device | None:
   return next((device for name, device in DEVICES.items() if kind.startswith(name)), None)
 
 
-def weights(model) -> tuple[int, int]:
+def weights(model: ModelConfig) -> tuple[int, int]:
   """(of the layers' matrices, of the head)."""
   heads = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
   layer = model.hidden_size * (heads + 3 * model.intermediate_size)
@@ -84,7 +87,7 @@ def weights(model) -> tuple[int, int]:
 
 def update_flops(experiment: Experiment) -> float:
   """Of one update with full rows; see the module."""
-  model, rollout, shared = experiment.model, experiment.config.rollout, experiment.scoring['shared']
+  model, rollout, shared = experiment.model, experiment.config.rollout, experiment.scoring.rows_per_prompt
   rows, prompt, response = rollout.prompts * rollout.group, rollout.prompt_length, rollout.response_length
   layers, head = weights(model)
   prompts = rows // shared
@@ -109,10 +112,10 @@ def decode_bytes(experiment: Experiment) -> float:
   return width * float(rollout.response_length * sum(weights(model)) + rows * slot * slots)
 
 
-def full_batch(experiment: Experiment, params) -> update.Batch:
+def full_batch(experiment: Experiment, params: policy.Params) -> Batch:
   """Full rows of random tokens, each of them a decision in language, on the mesh."""
   rollout, rng = experiment.config.rollout, np.random.default_rng(0)
-  shapes = train.abstract_batch(experiment, params)
+  shapes = abstract_batch(abstract_rollout(experiment, params))
   batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   tokens = rng.integers(experiment.interface.space.vocab_size, size=batch.trajectory.tokens.shape, dtype=np.int32)
   decided = np.broadcast_to(np.arange(experiment.slots) >= rollout.prompt_length, tokens.shape)
@@ -121,37 +124,34 @@ def full_batch(experiment: Experiment, params) -> update.Batch:
       actions=np.where(decided, tokens, -1),
   )
   advantages = rng.standard_normal(len(tokens)).astype(np.float32)
-  return processes.place(
-      batch._replace(trajectory=trajectory, advantages=advantages), sharding.by_row(experiment.mesh)
-  )
+  return processes.place(batch._replace(trajectory=trajectory, advantages=advantages), experiment.rows)
 
 
 def time_update(
     experiment: Experiment, state: update.TrainState, repeats: int
 ) -> tuple[update.TrainState, list[float]]:
   """Seconds of each repeat, and the state after them."""
-  advance, order, seconds = programs.advance(experiment), programs.order(experiment), []
+  advance, split, seconds = programs.advance(experiment), programs.split(experiment), []
   batch = full_batch(experiment, state.params)
   with jax.set_mesh(experiment.mesh):
     for _ in range(1 + repeats):
       began = time.perf_counter()
-      state, _ = jax.block_until_ready(advance(state, batch, *order))
+      state, _ = jax.block_until_ready(advance(state, batch, split))
       seconds.append(time.perf_counter() - began)
   return state, seconds[1:]
 
 
-def time_rollout(experiment: Experiment, params, repeats: int) -> tuple[int, list[float]]:
+def time_rollout(experiment: Experiment, params: policy.Params, repeats: int) -> tuple[int, list[float]]:
   """Tokens decoded in one rollout, and seconds of each repeat. Nothing ends a row but the end of its space."""
   rollout, seconds = experiment.config.rollout, []
-  prompts, rows = experiment.encode_prompts(*draw(experiment, 0, 0)), rollout.prompts * rollout.group
-  decode, ids = experiment.decoder(rollout.group), processes.place(np.arange(rows), sharding.by_row(experiment.mesh))
-  with jax.set_mesh(experiment.mesh):
-    for repeat in range(1 + repeats):
-      key = jax.random.key(repeat)
-      began = time.perf_counter()
-      trajectory = jax.block_until_ready(decode(params, prompts, ids, key, eos=-1))
-      seconds.append(time.perf_counter() - began)
-      tokens = int(jax.numpy.sum(trajectory.end - rollout.prompt_length))
+  prompts, rows = draw(experiment, stage=0, step=0).prompts, np.arange(rollout.prompts * rollout.group)
+  decoding = dataclasses.replace(experiment.decoding(rollout.group, rollout.temperature), eos=-1)
+  for repeat in range(1 + repeats):
+    key = jax.random.key(repeat)
+    began = time.perf_counter()
+    trajectory = jax.block_until_ready(experiment.rollout(params, prompts, rows, key, decoding=decoding))
+    seconds.append(time.perf_counter() - began)
+    tokens = int(jax.numpy.sum(trajectory.end - rollout.prompt_length))
   return tokens, seconds[1:]
 
 
@@ -168,6 +168,16 @@ def build(values: flags.FlagValues) -> Experiment:
   rollout = RolloutConfig(values.prompts, values.group, values.prompt_length, values.response, chunk=rows)
   algorithm = AlgorithmConfig(mini_batches=1, micro_batch=values.micro_batch)
   return programs.build(model, sharding.make_mesh(MeshConfig(*map(int, values.mesh))), rollout, algorithm)
+
+
+def spread(seconds: list[float]) -> str:
+  """Median and range."""
+  return f'{statistics.median(seconds):.3g} ({min(seconds):.3g} - {max(seconds):.3g})'
+
+
+def share(part: float | None) -> str:
+  """In per cent; nothing where it is not known."""
+  return '' if part is None else f'{part:.1%}'
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -204,8 +214,6 @@ def main(values: flags.FlagValues) -> None:
       command=f'python {" ".join(sys.argv)}', python=platform.python_version(), jax=jax.__version__,
       jaxlib=jaxlib.__version__, earl_jax=__version__, backend=jax.extend.backend.get_backend().platform_version,
   )
-  spread = lambda seconds: f'{statistics.median(seconds):.3g} ({min(seconds):.3g} - {max(seconds):.3g})'  # noqa: E731
-  share = lambda x: '' if x is None else f'{x:.1%}'  # noqa: E731
   print(grid.markdown([
       ('size', 'devices', 'dtype', 'remat', 'rows x response', 'update, s', 'TFLOP/s', 'MFU', 'rollout, s', 'tokens/s',
        'of bandwidth'),
@@ -220,4 +228,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, define_flags))
+  sys.exit(cli.start(main, define_flags))

@@ -5,32 +5,27 @@
 TASK,METHOD after the colon: a task sort4, countdown3 or calc_bench, a method earl, prompt_cpo, prompt_grpo or sft_grpo.
 All start from the embedded base model, see the same problems and have the same number of rollouts and slots; sft_grpo
 makes its first `SFT_STEPS` steps on demonstrations, in place of the stages before the last. 80 steps of 256 rollouts:
-about 15 minutes on one CPU core. benchmarks/compare.py runs them all.
+about 15 minutes on one CPU core. docs/results.md has what each reaches; benchmarks/compare.py runs them all.
 """
 
-import pathlib
-import runpy
+import countdown3  # beside this file, as is the next
+import sort4
 
 from earl_jax import config as config_lib
 from earl_jax.config import UserError
 
 SFT_STEPS = 20
-HERE = pathlib.Path(__file__).parent  # by path, so that the others are found from any folder
 
 
 def _sort4():
-  config = runpy.run_path(str(HERE / 'sort4.py'))['get_config']()
+  config = sort4.get_config()
   config.rollout.response_length = 224  # a call through tags is twice as long
   return config
 
 
-def _countdown3():
-  return runpy.run_path(str(HERE / 'countdown3.py'))['get_config']()
-
-
 def _calc_bench():
   """The mixture of the published Calc-Bench but for GSM8K, whose stories the base model cannot read."""
-  config = _countdown3()
+  config = countdown3.get_config()
   config.curriculum = (
       config_lib.stage(
           ('arithmetic', {'digits': 1, 'operators': 2, 'test_operators': 3}, 1.0),
@@ -42,7 +37,7 @@ def _calc_bench():
   return config
 
 
-TASKS = {'sort4': _sort4, 'countdown3': _countdown3, 'calc_bench': _calc_bench}
+TASKS = {'sort4': _sort4, 'countdown3': countdown3.get_config, 'calc_bench': _calc_bench}
 
 
 def get_config(argument='countdown3,earl'):

@@ -18,13 +18,17 @@ GSM8K = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade
 SFT_STEPS = 100
 
 
+def _sizes(name, shares):
+  """A task with 2, 3, 4 and 5 items, and the share of each."""
+  return [(name, {'n': n}, share) for n, share in zip((2, 3, 4, 5), shares)]
+
+
 def _sort(config, gsm8k):
   del gsm8k
   config.steps = 110
-  shares = lambda name, *weights: [(name, {'n': n}, weight) for n, weight in zip((2, 3, 4, 5), weights)]  # noqa: E731
   config.curriculum = (
-      config_lib.stage(*shares('order', 0.285, 0.285, 0.19, 0.19), ('compare', {}, 0.05), steps=40),
-      config_lib.stage(*shares('sort', 0.1, 0.2, 0.3, 0.4)),
+      config_lib.stage(*_sizes('order', (0.285, 0.285, 0.19, 0.19)), ('compare', {}, 0.05), steps=40),
+      config_lib.stage(*_sizes('sort', (0.1, 0.2, 0.3, 0.4))),
   )
   config.rollout.prompt_length, config.rollout.response_length = 384, 512  # order 256 / 512, sort 384 / 384
 

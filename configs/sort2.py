@@ -2,20 +2,15 @@
 
   python -m earl_jax.train --config=configs/sort2.py --workdir=runs/sort2
 
-benchmarks/cpo_vs_grpo.py compares the algorithms on it.
+60 steps of 128 rollouts (7,680): three minutes on one CPU core. Expected: all 4 instances, certified, with one
+comparison and 0.5 swaps, the optimum. benchmarks/cpo_vs_grpo.py compares the algorithms on it.
 """
-
-import pathlib
-import runpy
 
 from earl_jax import config as config_lib
 
-# By path, so that it is found from any folder.
-SORT4 = pathlib.Path(__file__).with_name('sort4.py')
-
 
 def get_config():
-  config = runpy.run_path(str(SORT4))['get_config']()
+  config = config_lib.embedded_config()
   config.steps = 60
   config.curriculum = (config_lib.stage(('sort', {'n': 2}, 1.0)),)
   config.rollout.prompts = 8

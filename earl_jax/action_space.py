@@ -81,7 +81,7 @@ class ActionSpace:
     vocab_size: V, `len(tokenizer)`.
     specs: the external environments; environment id k is `specs[k - 1]`.
     actions: the E expanded actions; action id is V + index.
-    descriptions: int32[E, L], description tokens, padded with 0.
+    descriptions: int32[E, L], description tokens, padded with 0; one empty row where there are no actions.
     description_lengths: int32[E].
     init_tokens: int32[E], the vocabulary id whose head row initialises the action's.
     environment_actions: per environment, int32[A_k]: expanded index of each local action.
@@ -101,8 +101,9 @@ class ActionSpace:
     for spec in self.specs:
       _require_distinct(spec, first)
     width = max(map(len, tokens), default=1)
-    self.descriptions = np.array([t + [0] * (width - len(t)) for t in tokens], np.int32).reshape(-1, width)
-    self.description_lengths = np.array([len(t) for t in tokens], np.int32)
+    rows = tokens or [[]]
+    self.descriptions = np.array([t + [0] * (width - len(t)) for t in rows], np.int32)
+    self.description_lengths = np.array([len(t) for t in rows], np.int32)
     self.init_tokens = np.array([t[a.init_token] for t, a in zip(tokens, self.actions)], np.int32)
 
   @property

@@ -17,8 +17,10 @@ class Stage:
   """One stage of the curriculum.
 
   Attributes:
-    tasks: task calls with their share of the prompts, e.g. `(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))`.
-    until: the stage ends when the running mean of exact match (over `window` batches) of every task reaches this; 1.1
+    tasks: (name, options, share of the prompts) of each, e.g. `(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))`. The
+      name is that of a task in this package, a module that defines one (`'my_module'`), or a module and one of its
+      tasks (`'my_module:MyTask'`).
+    until: the stage ends when the mean of exact match over `mastery_window` batches reaches this for every task; 1.1
       never does.
     steps: if above 0 the stage ends after so many steps instead.
     imitate: learn from what the tasks' solvers would do (supervised fine-tuning), not from rollouts. Needs `steps`;
@@ -37,7 +39,7 @@ class RolloutConfig:
 
   Attributes:
     prompts: problems a step.
-    group: rollouts of each problem.
+    group: rollouts of each problem, at least 2.
     prompt_length: slots of the prompt; longer prompts are an error.
     response_length: slots of the response.
     temperature: of the policy, softmax(logits / temperature): what is sampled from, and what is trained.
@@ -59,13 +61,14 @@ class AlgorithmConfig:
   Attributes:
     advantage: 'grpo', 'dr_grpo' or 'rloo'.
     counterfactual: CPO if true; plain group advantages otherwise.
-    fraction: of rollouts rewritten besides those of all-zero groups.
+    rewrite_fraction: of rollouts rewritten besides those of all-zero groups.
     only_gains: keep the factual trajectory where the counterfactual one is not better. Without it, a fraction above 0
-      pushes down everything a good policy does, the end of the episode included. Nothing changes at fraction 0.
+      pushes down everything a good policy does, the end of the episode included. Nothing changes at 0.
     entropy: coefficient of the entropy bonus.
     kl: coefficient of the KL to the reference policy; 0 keeps none in memory.
     reference_on_host: between its uses the reference policy waits in the memory of the hosts, not of the devices.
-    clip_low, clip_high, dual_clip: of the surrogate.
+    clip_low, clip_high: the surrogate's ratio stays between 1 - clip_low and 1 + clip_high.
+    dual_clip: where the advantage is negative, the surrogate is at most this many times its size.
     mini_batches: optimizer steps a rollout batch is split into, by prompts.
     micro_batch: rows per forward and backward pass.
     skip_zero: leave rows with advantage 0 out of the update. The surrogate's gradient stays the same; entropy and KL
@@ -74,7 +77,7 @@ class AlgorithmConfig:
 
   advantage: str = 'grpo'
   counterfactual: bool = True
-  fraction: float = 0.0
+  rewrite_fraction: float = 0.0
   only_gains: bool = False
   entropy: float = 0.0
   kl: float = 0.001
@@ -89,7 +92,16 @@ class AlgorithmConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW. `warmup` steps up, then constant, then linearly to 0 over the last `decay` share of all steps."""
+  """AdamW, after clipping by the global norm. Steps are those of the optimizer: `mini_batches` to a batch.
+
+  Attributes:
+    learning_rate: at its highest.
+    warmup: steps in which it rises from 0, linearly; 0 = none.
+    decay: the last share of all steps, in which it falls to 0, linearly; in between it is constant.
+    weight_decay: decoupled, of all parameters.
+    b1, b2: decay of the averages of the gradient and of its square.
+    clip_norm: gradients of a larger global norm are scaled down to it.
+  """
 
   learning_rate: float = 1e-6
   warmup: int = 0
@@ -102,7 +114,13 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices per axis; -1 = all that are left."""
+  """Devices per axis of the mesh; -1 = all that are left.
+
+  Attributes:
+    data: rows are shared out over them, and each has all parameters.
+    fsdp: rows are shared out, and parameters with them.
+    tensor: heads, feed-forward width and vocabulary are shared out.
+  """
 
   data: int = -1
   fsdp: int = 1
@@ -121,11 +139,12 @@ class Config:
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
     seed: of data, sampling and interventions.
-    steps: at most.
+    steps: of the run, at most; each is one batch of rollouts and an update.
     curriculum: stages, in order; the last one lasts.
-    window: batches over which exact match is averaged to leave a stage.
+    mastery_window: batches over which exact match is averaged to leave a stage.
     stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem.
-    evaluate_every, checkpoint_every, sample_every: in steps.
+    evaluate_every, checkpoint_every, sample_every: steps between greedy evaluations, saved checkpoints, and rollouts
+      written out as text.
     evaluation_prompts: held-out problems per task, for tasks too large to enumerate.
   """
 
@@ -137,7 +156,7 @@ class Config:
   seed: int = 0
   steps: int = 100
   curriculum: tuple[Stage, ...] = ()
-  window: int = 4
+  mastery_window: int = 4
   stop_at_solved: bool = False
   evaluate_every: int = 20
   checkpoint_every: int = 20
@@ -149,9 +168,26 @@ class Config:
   mesh: MeshConfig = MeshConfig()
 
 
+# Fields by their names in older workdirs.
+RENAMED = {'window': 'mastery_window', 'algorithm.fraction': 'algorithm.rewrite_fraction'}
+
+
 def default_config() -> ml_collections.ConfigDict:
   """The defaults as a locked ConfigDict: what a config file changes and returns."""
   return ml_collections.ConfigDict(_plain(Config())).lock()
+
+
+def embedded_config() -> ml_collections.ConfigDict:
+  """Settings for the embedded base model: small problems, 256 short rollouts a step, learned in minutes on a CPU."""
+  config = default_config()
+  config.rollout.update(prompts=16, group=16, prompt_length=56, response_length=160, chunk=64)
+  # Counterfactuals for a fifth of all rollouts, not only for dead groups: where a guess is often right, few are dead.
+  config.algorithm.update(rewrite_fraction=0.2, only_gains=True, entropy=0.01, skip_zero=True)
+  # Keeps the policy's words true: it comes to act on what it says.
+  config.algorithm.kl = 0.02
+  # At a constant rate exact match swings once it is high.
+  config.optimizer.update(learning_rate=5e-4, decay=0.3, weight_decay=0.0)
+  return config
 
 
 def stage(*tasks: tuple[str, dict, float], **fields) -> dict:
@@ -190,12 +226,12 @@ def apply_method(config: ml_collections.ConfigDict, method: str, sft_steps: int)
 
 
 def parse(config: ml_collections.ConfigDict | dict) -> Config:
-  """Checks a ConfigDict and freezes it.
+  """Checks a ConfigDict, or what a run has saved of one, and freezes it. A field that is absent has its default.
 
   Raises:
     UserError: unknown key, wrong type, or a value that can't be.
   """
-  plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else _renamed(config)
   stages = plain.pop('curriculum', ())
   parsed = _build(Config, plain, 'config')
   parsed = dataclasses.replace(
@@ -216,14 +252,14 @@ def _check(config: Config) -> None:
     require(s.steps > 0 or not s.imitate, f'curriculum[{i}].steps', s.steps,
             'imitation has no end of its own; give a number of steps')
     for call in s.tasks:
-      require(isinstance(call, (tuple, list)) and len(call) == 3 and call[2] > 0, f'curriculum[{i}].tasks', call,
+      require(_is_task_call(call), f'curriculum[{i}].tasks', call,
               "write each task as (name, options, share > 0), such as ('sort', {'n': 4}, 1.0)")
   for field, kinds in (
       ('interface', ('expanded', 'tagged')), ('dtype', ('float32', 'bfloat16')), ('remat', ('none', 'dots', 'full')),
   ):
     value = getattr(config, field)
     require(value in kinds, field, value, f'choose one of {", ".join(kinds)}')
-  for field in ('steps', 'window', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts'):
+  for field in ('steps', 'mastery_window', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts'):
     require(getattr(config, field) >= 1, field, getattr(config, field), 'choose a number from 1 on')
   for field in ('prompts', 'prompt_length', 'response_length', 'chunk'):
     require(getattr(r, field) >= 1, f'rollout.{field}', getattr(r, field), 'choose a number from 1 on')
@@ -233,12 +269,31 @@ def _check(config: Config) -> None:
   require(batch % r.chunk == 0, 'rollout.chunk', r.chunk, f'choose a divisor of prompts * group = {batch}')
   kinds = ('grpo', 'dr_grpo', 'rloo')
   require(a.advantage in kinds, 'algorithm.advantage', a.advantage, f'choose one of {", ".join(kinds)}')
-  require(0 <= a.fraction <= 1, 'algorithm.fraction', a.fraction, 'choose a number from 0 to 1')
+  require(0 <= a.rewrite_fraction <= 1, 'algorithm.rewrite_fraction', a.rewrite_fraction, 'choose a number from 0 to 1')
   require(a.mini_batches >= 1 and r.prompts % a.mini_batches == 0, 'algorithm.mini_batches', a.mini_batches,
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
   rows = r.prompts // a.mini_batches * r.group
   require(a.micro_batch >= 1 and rows % a.micro_batch == 0, 'algorithm.micro_batch', a.micro_batch,
           f'choose a divisor of the {rows} rows of a mini-batch')
+
+
+def _is_task_call(call: Any) -> bool:
+  """Whether `call` is (name, options, share > 0)."""
+  if not isinstance(call, (tuple, list)) or len(call) != 3:
+    return False
+  name, options, share = call
+  return isinstance(name, str) and isinstance(options, dict) and isinstance(share, (int, float)) and share > 0
+
+
+def _renamed(saved: dict) -> dict:
+  """A saved config with today's names."""
+  fields = {k: dict(v) if isinstance(v, dict) else v for k, v in saved.items()}
+  for old, new in RENAMED.items():
+    *group, old_name = old.split('.')
+    node = fields.get(group[0], {}) if group else fields
+    if isinstance(node, dict) and old_name in node:
+      node.setdefault(new.split('.')[-1], node.pop(old_name))
+  return fields
 
 
 def _plain(value: Any) -> Any:

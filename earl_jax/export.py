@@ -17,13 +17,14 @@ import sys
 from absl import flags
 from transformers import AutoTokenizer
 
-from earl_jax import evaluate
 from earl_jax.acting import policy
 from earl_jax.config import UserError
 from earl_jax.model import hf
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli, expanded_head
 from earl_jax.run.experiment import Experiment
+from earl_jax.run.saved import load
+from earl_jax.run.workdir import read_config
 
 __all__ = ['export']
 
@@ -56,9 +57,9 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 def main(values: flags.FlagValues) -> None:
   workdir, out = pathlib.Path(values.workdir), pathlib.Path(values.out)
-  config = evaluate.read_config(workdir)
+  config = read_config(workdir)
   cli.prepare_jax(config)
-  experiment, params, step = evaluate.load(workdir, config)
+  experiment, params, step = load(workdir, config)
   export(experiment, params, out, int(values.max_gigabytes * 10**9))
   print(f'{out}: {workdir} after {step} steps')
   again = AutoTokenizer.from_pretrained(out)
@@ -69,4 +70,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, define_flags))
+  sys.exit(cli.start(main, define_flags))

@@ -18,19 +18,18 @@ from absl import flags
 import jax
 from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType
-from ml_collections import config_flags
-import numpy as np
 
 from earl_jax import config as config_lib
 from earl_jax.acting import policy
+from earl_jax.acting.scoring import SLOTS_AT_ONCE
 from earl_jax.config import Config
 from earl_jax.devices import sharding
 from earl_jax.learning import update
-from earl_jax.learning.batches import shared_rows
+from earl_jax.learning.batches import abstract_batch, half_width, rows_per_prompt
 from earl_jax.model import transformer
 from earl_jax.run import cli
-from earl_jax.run.collect import draw
-from earl_jax.run.experiment import check_mesh, Experiment, FEWEST, model_folder, prepare
+from earl_jax.run.experiment import check_mesh, Experiment, MIN_ROWS, model_folder, prepare
+from earl_jax.run.problems import abstract_rollout
 
 GIB = 2**30
 DEVICES = {  # GiB of memory, as their makers state it
@@ -104,23 +103,20 @@ def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int)
 def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, tensor: int) -> int:
   """Bytes that a micro-batch of `rows` rows on this device takes between its forward and its backward pass, at most.
 
-  What is kept, for either width (`update.at_width`): XLA for CPU lets the two share none of it. For a moment, what is
+  What is kept, for either width (`batches.at_width`): XLA for CPU lets the two share none of it. For a moment, what is
   computed again of one layer, and the largest of its arrays once more, as its gradient; or three arrays of logits, of a
   chunk of slots.
   """
   config, model = experiment.config, experiment.model
-  shared = math.gcd(shared_rows(config), rows)
-  floats = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
-  part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), trajectory)
-  batch = update.Batch(part, floats(rows), floats(*part.tokens.shape), jax.ShapeDtypeStruct((rows,), bool))
-  half = update.half_width(part.slots, config.rollout.prompt_length)
+  scoring = dataclasses.replace(experiment.scoring, rows_per_prompt=math.gcd(rows_per_prompt(config), rows))
+  batch = abstract_batch(trajectory, rows)
+  half = half_width(batch.trajectory.slots, config.rollout.prompt_length)
 
   def kept(model, batch):
-    settings = dict(
-        model=model, space=experiment.interface.space, config=config.algorithm, shared=shared,
-        prompt_length=config.rollout.prompt_length,
-    )
-    loss = lambda params, batch: update.loss_and_metrics(params, batch, 1, **settings)[0]  # noqa: E731
+    def loss(params, batch):
+      settings = dataclasses.replace(scoring, model=model)
+      return update.loss_and_metrics(params, batch, 1, scoring=settings, config=config.algorithm)[0]
+
     arrays = [(x, divided(x.shape, model, tensor) * x.dtype.itemsize) for x in residuals(loss, params, batch)]
     layers = [size // model.num_hidden_layers for x, size in arrays if x.shape[:1] == (model.num_hidden_layers,)]
     return sum(size for _, size in arrays), layers
@@ -128,61 +124,87 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
   (total, stored), (_, computed) = kept(model, batch), kept(dataclasses.replace(model, remat='none'), batch)
   again = sum(computed) - sum(stored) + max(computed)
   total += kept(model, jax.eval_shape(lambda batch: batch.cut(half), batch))[0]
-  return total + max(again, 3 * 4 * rows * policy.CHUNK * model.vocab_size // tensor)
+  return total + max(again, 3 * 4 * rows * SLOTS_AT_ONCE * model.vocab_size // tensor)
 
 
 def make(experiment: Experiment, mesh: AbstractMesh) -> Plan:
   """The plan of a run on `mesh`. The experiment's own mesh, of one device, only serves to trace the programs."""
-  config, model = experiment.config, experiment.model
-  count, rows = config.rollout.prompts, config.rollout.prompts * config.rollout.group
-  shares, tensor = mesh.shape['data'] * mesh.shape['fsdp'], mesh.shape['tensor']
-  space, tied = experiment.interface.space, experiment.interface.tied
+  config, model, interface = experiment.config, experiment.model, experiment.interface
   params = jax.eval_shape(
-      lambda key: policy.init_params(transformer.init_params(model, key), space, tied), jax.random.key(0)
+      lambda key: policy.init_params(transformer.init_params(model, key), interface.space, interface.tied),
+      jax.random.key(0),
   )
-  optimizer = update.make_optimizer(config.optimizer, config.steps)
-  weights, states = on_device(mesh, params), on_device(mesh, jax.eval_shape(optimizer.init, params))
+  states = jax.eval_shape(update.make_optimizer(config).init, params)
+  parameters, optimizer = on_device(mesh, params), on_device(mesh, states)
+  reference = 0 if config.algorithm.reference_on_host or not config.algorithm.kl else parameters
+  trajectory = abstract_rollout(experiment, params)
+  decoding = rollout_bytes(experiment, mesh, params, trajectory)
+  learning = optimizer + update_bytes(experiment, mesh, params, trajectory)
+  decode_flops, update_flops = flops(experiment, params)
+  return Plan(
+      parameters=parameters, optimizer=optimizer, reference=reference,
+      cache=cache_bytes(experiment, mesh, len(trajectory.end) // shares(mesh), experiment.slots),
+      rollout=decoding, update=learning, peak=max(decoding + optimizer, learning) + reference,
+      decode_flops=decode_flops, update_flops=update_flops,
+  )
 
-  decoder = experiment.decoder(config.rollout.group)
-  with jax.set_mesh(experiment.mesh):
-    prompts = experiment.encode_prompts(*draw(experiment, stage=0, step=0))
-    trajectory = jax.eval_shape(decoder, params, prompts, np.arange(rows, dtype=np.int32), jax.random.key(0))
-  record = size_of(trajectory) // shares
 
-  def cache_of(rows, slots):
-    size = size_of(jax.eval_shape(lambda: transformer.init_cache(model, rows, slots)))
-    return size // (tensor if model.num_key_value_heads % tensor == 0 else 1)
+def shares(mesh: AbstractMesh) -> int:
+  """Into how many parts the rows of a batch are divided."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
 
-  cache = cache_of(rows // shares, experiment.slots)
-  few = rows // 4 if mesh.size == 1 and rows // 4 >= FEWEST else 0  # rows that go on alone have a cache of their own
+
+def cache_bytes(experiment: Experiment, mesh: AbstractMesh, rows: int, slots: int) -> int:
+  """Of the keys and values of so many rows on one device."""
+  size = size_of(jax.eval_shape(lambda: transformer.init_cache(experiment.model, rows, slots)))
+  tensor = mesh.shape['tensor']
+  return size // (tensor if experiment.model.num_key_value_heads % tensor == 0 else 1)
+
+
+def rollout_bytes(experiment: Experiment, mesh: AbstractMesh, params: Any, trajectory: Any) -> int:
+  """What the decode loop takes on one device at its peak, parameters included."""
+  config, model, tensor = experiment.config, experiment.model, mesh.shape['tensor']
+  rows, length, parts = len(trajectory.end), config.rollout.prompt_length, shares(mesh)
+  cache = cache_bytes(experiment, mesh, rows // parts, experiment.slots)
   whole = AbstractMesh((mesh.shape['data'], 1, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
   cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
   gathered = on_device(whole, cast) if mesh.shape['fsdp'] > 1 or model.dtype != 'float32' else 0
-  length = config.rollout.prompt_length
   widest = max(model.intermediate_size, model.num_attention_heads * length)
-  reading = cache_of(rows // shares, length) + 3 * 4 * count // shares * length * widest // tensor
-  copies = 1.5 * cache / model.num_hidden_layers  # of the keys and values of a layer, as its attention wants them
-  choosing = max(cache_of(few, experiment.slots), copies) + 3 * 4 * rows // shares * model.vocab_size // tensor
-  rollout = int(weights + gathered + cache + record + max(reading, choosing))
+  reading = cache_bytes(experiment, mesh, rows // parts, length)
+  reading += 3 * 4 * config.rollout.prompts // parts * length * widest // tensor
+  # Rows that go on alone have a cache of their own; or keys and values of a layer are copied for its attention.
+  few = rows // 4 if mesh.size == 1 and rows // 4 >= MIN_ROWS else 0
+  choosing = max(cache_bytes(experiment, mesh, few, experiment.slots), 1.5 * cache / model.num_hidden_layers)
+  choosing += 3 * 4 * rows // parts * model.vocab_size // tensor
+  return int(on_device(mesh, params) + gathered + cache + size_of(trajectory) // parts + max(reading, choosing))
 
-  batch = record + 2 * 4 * rows * experiment.slots // shares
-  step = weights + states + batch + 3 * weights  # of gradients: their sum, and those of a micro-batch at either width
-  step += backward(experiment, params, trajectory, config.algorithm.micro_batch // shares, tensor)
 
-  reference = 0 if config.algorithm.reference_on_host or not config.algorithm.kl else weights
+def update_bytes(experiment: Experiment, mesh: AbstractMesh, params: Any, trajectory: Any) -> int:
+  """What the update takes on one device at its peak, parameters included, the optimizer's state not."""
+  weights, parts = on_device(mesh, params), shares(mesh)
+  batch = size_of(trajectory) // parts + 2 * 4 * len(trajectory.end) * experiment.slots // parts
+  gradients = 3 * weights  # their sum, and those of a micro-batch at either width
+  micro_batch = experiment.config.algorithm.micro_batch // parts
+  return weights + batch + gradients + backward(experiment, params, trajectory, micro_batch, mesh.shape['tensor'])
+
+
+def flops(experiment: Experiment, params: Any) -> tuple[float, float]:
+  """FLOPs of a step on all devices: forward passes of the decode loop; all passes of reference and update."""
+  config, model = experiment.config, experiment.model
+  rows = config.rollout.prompts * config.rollout.group
   used = size_of(params) // 4 - (params['model']['embedding'].size if 'lm_head' in params['model'] else 0)
   attention = 4 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * experiment.slots / 2
-  forward = 2 * used + attention  # FLOPs a token; a slot sees half of all slots on average
+  forward = 2 * used + attention  # a token; a slot sees half of all slots on average
   passes = 3 + (config.remat == 'full') + (config.algorithm.kl > 0)
-  return Plan(
-      weights, states, reference, cache, rollout, step, max(rollout + states, step) + reference,
-      float(rows * config.rollout.response_length * forward), float(rows * experiment.slots * forward * passes),
-  )
+  return float(rows * config.rollout.response_length * forward), float(rows * experiment.slots * forward * passes)
 
 
 def table(plan: Plan, config: Config, devices: int) -> str:
   """The plan as text, and the devices that have room for it."""
-  gib = lambda size: f'{size / GIB:9.3f} GiB'  # noqa: E731
+
+  def gib(size):
+    return f'{size / GIB:9.3f} GiB'
+
   lines = [
       f'bytes on each of {devices} device{"s" * (devices > 1)}',
       f'  parameters (float32)      {gib(plan.parameters)}', f'  optimizer                 {gib(plan.optimizer)}',
@@ -216,10 +238,7 @@ def remedies(plan: Plan, config: Config) -> list[str]:
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file. Any field of it can be set: --config.remat=full.', flag_values=values,
-      sys_argv=argv,
-  )
+  cli.define_config(values, argv)
   flags.DEFINE_integer('devices', 1, 'How many devices the run is to have.', 1, flag_values=values)
 
 
@@ -232,4 +251,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, define_flags))
+  sys.exit(cli.start(main, define_flags))

@@ -15,7 +15,8 @@ import numpy as np
 from earl_jax import config as config_lib
 from earl_jax.acting import policy
 from earl_jax.acting.counterfactual import choose_positions, force, recorded
-from earl_jax.acting.rollout import Prompts, Replay
+from earl_jax.acting.prompts import Prompts
+from earl_jax.acting.rollout import Replay
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.base_model import build
 from earl_jax.devices import sharding
@@ -55,8 +56,8 @@ def encode(text: str) -> tuple[int, ...]:
 
 @functools.cache
 def interface() -> ExpandedInterface:
-  plain = lambda text: list(encode(text))  # noqa: E731
-  return ExpandedInterface(len(tokenizer()), [environments_base.find(name) for name in NAMES], plain)
+  environments = [environments_base.find(name) for name in NAMES]
+  return ExpandedInterface(len(tokenizer()), environments, lambda text: list(encode(text)))
 
 
 def one_device() -> jax.sharding.Mesh:
@@ -112,7 +113,8 @@ def prompts(rows: int, seed: int = 0) -> tuple[list, list, Prompts]:
 def rolled_out(seed: int = 1, temperature: float = 1.0) -> Trajectory:
   """16 rows, two of each of `prompts(8)`. Seed 1 finishes, calls and fills its space; seed 3 is often cut off."""
   return experiment().rollout(
-      params(seed), prompts(8)[2], np.arange(8 * GROUP), jax.random.key(0), group=GROUP, temperature=temperature
+      params(seed), prompts(8)[2], np.arange(8 * GROUP), jax.random.key(0),
+      decoding=experiment().decoding(GROUP, temperature),
   )
 
 
@@ -234,23 +236,23 @@ def play(values: list[int], offered: list[str], choose: Callable[[list[int], boo
 
 def assert_same_episode(trajectory: Trajectory, row: int, prompt: list[int], episode: Episode) -> None:
   """Every field of a row but its log-probabilities and scores."""
-  get = lambda x: np.asarray(x[row])  # noqa: E731
+  got = trajectory.row(row)
   end, pad = PROMPT + len(episode.response), tokenizer().pad_token_id
   expected = [pad] * (PROMPT - len(prompt)) + prompt + episode.response + [pad] * (SLOTS - end)
-  np.testing.assert_array_equal(get(trajectory.tokens), expected)
-  assert (get(trajectory.start), get(trajectory.end)) == (PROMPT - len(prompt), end)
-  assert get(trajectory.finished) == episode.finished
+  np.testing.assert_array_equal(got.tokens, expected)
+  assert (got.start, got.end) == (PROMPT - len(prompt), end)
+  assert got.finished == episode.finished
   actions, language = np.full(SLOTS, -1), np.zeros(SLOTS, bool)
   legal = np.zeros((SLOTS, len(action_texts())), bool)
   for decision in episode.decisions:
     slot = PROMPT + decision.at
     actions[slot], language[slot] = decision.action, decision.language
     legal[slot, list(decision.legal)] = True
-  np.testing.assert_array_equal(get(trajectory.actions), actions)
-  np.testing.assert_array_equal(get(trajectory.language), language)
-  np.testing.assert_array_equal(get(trajectory.legal), legal)
+  np.testing.assert_array_equal(got.actions, actions)
+  np.testing.assert_array_equal(got.language, language)
+  np.testing.assert_array_equal(got.legal, legal)
 
-  state = jax.tree.map(get, trajectory.states['HiddenItems'])
+  state = got.states['HiddenItems']
   items = {name: i for i, name in enumerate('ABCDEFGH')}
   count = len(episode.state['row'])
   assert state.sequence.tolist() == [items[x] for x in episode.state['row']] + list(range(count, MAX_ITEMS))

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from earl_jax.acting.counterfactual import Interventions
 from earl_jax.config import AlgorithmConfig, Config, RolloutConfig, Stage
 from earl_jax.devices import sharding
-from earl_jax.learning import reference, update
-from earl_jax.learning.batches import row_order
+from earl_jax.learning import reference
+from earl_jax.learning.batches import Batch, split_rows
 from earl_jax.run.collect import collect
 from earl_jax.run.experiment import Experiment, prepare
+from earl_jax.run.problems import draw
+from earl_jax.run.progress import Progress
 from tests import core_fixtures as core
 from tests.run import tiny
 
@@ -70,8 +71,8 @@ def main(tokenizer: str, out: str) -> None:
   seconds = {'initialise': time.monotonic() - began}
 
   began = time.monotonic()
-  interventions = Interventions.initial(experiment.interface.space.num_environments)
-  experience = collect(experiment, state.params, 0, 0, interventions)
+  progress = Progress.first(experiment.interface.space.num_environments)
+  experience = collect(experiment, state.params, draw(experiment, stage=0, step=0), progress)
   seconds['collect'] = time.monotonic() - began
 
   trajectory = experience.trajectory
@@ -83,16 +84,16 @@ def main(tokenizer: str, out: str) -> None:
   with jax.set_mesh(mesh):
     began = time.monotonic()
     score = reference.log_probs.lower(
-        kept, trajectory, micro_batch=config.algorithm.micro_batch, **experiment.scoring
+        kept, trajectory, scoring=experiment.scoring, micro_batch=config.algorithm.micro_batch
     ).compile()
     texts['reference'] = score.as_text()
-    batch = update.Batch(trajectory, advantages, score(kept, trajectory), imitate)
+    batch = Batch(trajectory, advantages, score(kept, trajectory), imitate)
     seconds['reference'] = time.monotonic() - began
     began = time.monotonic()
-    order = row_order(config, 0, np.asarray(advantages), np.asarray(trajectory.end))
-    step = advance.func.lower(state, batch, *order, **advance.keywords).compile()
+    split = split_rows(config, 0, np.asarray(advantages), np.asarray(trajectory.end))
+    step = advance.func.lower(state, batch, split, **advance.keywords).compile()
     texts['update'] = step.as_text()
-    state, metrics = jax.block_until_ready(step(state, batch, *order))
+    state, metrics = jax.block_until_ready(step(state, batch, split))
     seconds['update'] = time.monotonic() - began
   after = beginnings(state.params)
 

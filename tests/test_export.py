@@ -19,6 +19,7 @@ from earl_jax.model import hf, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import checkpoint, cli, expanded_head
 from earl_jax.run.experiment import set_up
+from earl_jax.run.workdir import claim_workdir
 from tests.run import tiny
 
 torch = pytest.importorskip('torch')
@@ -50,8 +51,8 @@ def trained_run(folder, **changes):
   experiment, params = set_up(config)
   params = livelier(params)
   workdir = folder / 'run'
-  checkpoint.claim_workdir(workdir, dataclasses.asdict(config), experiment.environment_versions)
-  state = update.init_state(params, update.make_optimizer(config.optimizer, config.steps * 2))
+  claim_workdir(workdir, config, experiment.environment_versions)
+  state = update.init_state(params, update.make_optimizer(config))
   state = jax.device_put(state, sharding.tree_shardings(experiment.mesh, state))
   with checkpoint.Checkpointer(workdir) as checkpointer:
     checkpointer.save(3, state, {})
@@ -59,7 +60,7 @@ def trained_run(folder, **changes):
 
 
 def run_export(workdir, out, *arguments):
-  return cli.run(export.main, export.define_flags, ['export', f'--workdir={workdir}', f'--out={out}', *arguments])
+  return cli.start(export.main, export.define_flags, ['export', f'--workdir={workdir}', f'--out={out}', *arguments])
 
 
 @pytest.fixture(scope='module')

@@ -9,19 +9,20 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'earl_jax'
 
-# A module may import its own layer and earlier ones. A part named nowhere here may sit anywhere its imports allow.
-LAYERS = (
-    {'config', 'masked', 'trajectory'},
-    {'tokenizer', 'action_space'},
-    {'environments'},
-    {'interfaces', 'tasks'},
-    {'model', 'policy'},
-    {'rollout'},
-    {'counterfactual', 'update'},
-    {'train'},
+# From the ground up. A module may import what is on its own floor or below: never upwards.
+FLOORS = (
+    {'config'},
+    {'action_space', 'finder'},
+    {'devices', 'environments'},
+    {'model', 'tasks'},
+    {'interfaces'},
+    {'acting'},
+    {'learning'},
+    {'run'},
+    {'train', 'evaluate', 'plan', 'export', 'pictures', 'testing', 'base_model'},  # programs, and what is beside them
 )
-LAYER = {part: i for i, parts in enumerate(LAYERS) for part in parts}
-PURE = {'advantages': {'config', 'masked', 'trajectory'}, 'losses': {'config', 'masked', 'trajectory'}}
+FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}
+FORMULAS = {'earl_jax.learning.advantages', 'earl_jax.learning.losses'}
 EXECUTES_DATA = {'cloudpickle', 'dill', 'marshal', 'pickle', 'shelve'}
 
 
@@ -70,16 +71,40 @@ def test_no_import_cycle():
   graphlib.TopologicalSorter(GRAPH).prepare()
 
 
-@pytest.mark.parametrize('module', [m for m in GRAPH if part(m) in LAYER])
-def test_no_import_of_a_later_layer(module):
-  later = {other for other in reachable(module) if LAYER.get(part(other), 0) > LAYER[part(module)]}
-  assert not later, f'{module} imports, directly or through others, from later layers: {sorted(later)}'
+def test_every_module_is_on_one_floor():
+  assert not {module for module in GRAPH if part(module) and part(module) not in FLOOR}
+  assert sum(map(len, FLOORS)) == len(FLOOR)
+  assert {part(module) for module in GRAPH if part(module)} == set(FLOOR), 'a floor names what is not there'
 
 
-@pytest.mark.parametrize('name', [name for name in PURE if f'earl_jax.{name}' in TREES])
-def test_advantages_and_losses_know_no_model(name):
-  parts = {part(module) for module in reachable(f'earl_jax.{name}')}
-  assert parts <= PURE[name]
+def test_the_house_can_be_taken_in_at_a_glance():
+  assert len([path for path in PACKAGE.iterdir() if path.name != '__pycache__']) <= 20
+
+
+@pytest.mark.parametrize('module', [m for m in GRAPH if part(m)])
+def test_no_import_upwards(module):
+  upwards = {other for other in GRAPH[module] if FLOOR[part(other)] > FLOOR[part(module)]}
+  assert not upwards, f'{module} imports from above: {sorted(upwards)}'
+
+
+@pytest.mark.parametrize('module', [m for m in GRAPH if FLOOR.get(part(m)) == len(FLOORS) - 1])
+def test_programs_do_not_import_each_other(module):
+  others = {other for other in GRAPH[module] if FLOOR[part(other)] == len(FLOORS) - 1}
+  assert {part(other) for other in others} <= {part(module)}
+
+
+@pytest.mark.parametrize('module', sorted(FORMULAS))
+def test_advantages_and_losses_know_nothing_else(module):
+  assert not reachable(module)
+
+
+@pytest.mark.parametrize('module', [m for m in GRAPH if FLOOR.get(part(m), 99) >= FLOOR['acting']])
+def test_general_files_know_no_task(module):
+  """A task of this package is in no way different from one of somebody else's."""
+  if part(module) == 'base_model':  # it is taught not to know the problems of these tasks
+    return
+  tasks = {other for other in GRAPH[module] if part(other) == 'tasks'}
+  assert tasks <= {'earl_jax.tasks.base'}
 
 
 def test_linen_stays_in_model():

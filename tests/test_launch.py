@@ -24,7 +24,10 @@ MANIFESTS = sorted(LAUNCH.glob('gke_*.yaml'))
 TASKS = sorted(LAUNCH.glob('skypilot_*.yaml'))
 FILES = sorted(LAUNCH.iterdir())
 RUN_HERE = {'README.md', 'train.sh', 'local_multiprocess.sh'}
-name = lambda path: path.name  # noqa: E731
+
+
+def name_of(path):
+  return path.name
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def calls(environment):
   return pathlib.Path(environment['CALLS']).read_text().splitlines()
 
 
-@pytest.mark.parametrize('path', SCRIPTS, ids=name)
+@pytest.mark.parametrize('path', SCRIPTS, ids=name_of)
 def test_scripts_are_sound(path):
   subprocess.run(['bash', '-n', path], check=True)
   if path.name != 'env.sh':
@@ -63,7 +66,7 @@ def test_scripts_are_sound(path):
     subprocess.run(['shellcheck', '--external-sources', path], check=True)
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
+@pytest.mark.parametrize('path', FILES, ids=name_of)
 def test_files_stay_thin_and_say_whether_they_ran_on_hardware(path):
   lines = path.read_text().splitlines()
   assert len(lines) <= 90
@@ -76,7 +79,7 @@ def test_readme_names_every_file_and_no_other():
   assert set(named) == {path.name for path in FILES} - {'README.md'}
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
+@pytest.mark.parametrize('path', FILES, ids=name_of)
 def test_flags_and_configs_exist(path):
   values = flags.FlagValues()
   train.define_flags(values, ['train'])
@@ -91,7 +94,7 @@ def test_flags_and_configs_exist(path):
     assert field in config_lib.default_config(), field
 
 
-@pytest.mark.parametrize('path', SCRIPTS, ids=name)
+@pytest.mark.parametrize('path', SCRIPTS, ids=name_of)
 def test_unset_variables_are_named(path, stub):
   for variable in re.findall(r'"\$\{(\w+):\?', path.read_text()):
     environment = stub('nothing', **dict.fromkeys(('TPU_NAME', 'ZONE', 'PROJECT', 'BUCKET', 'EXTRA'), 'x'))
@@ -280,7 +283,7 @@ KUBECTL = 'if [[ $1 == get ]]; then echo -n "$ENDED"; elif [[ $1 == apply ]]; th
 REQUIRED = {'NAME': 'sort', 'IMAGE': 'registry/image:1', 'BUCKET': 'bucket'}
 
 
-@pytest.mark.parametrize('path', MANIFESTS, ids=name)
+@pytest.mark.parametrize('path', MANIFESTS, ids=name_of)
 def test_manifest_restarts_a_stopped_run_and_ends_a_mistake(stub, path):
   environment = stub('kubectl', KUBECTL, ENDED='', FLAGS='--config.seed=1 &', **REQUIRED)
   manifest = fill(path, environment)
@@ -304,7 +307,7 @@ def test_manifest_restarts_a_stopped_run_and_ends_a_mistake(stub, path):
   ]
 
 
-@pytest.mark.parametrize('path', MANIFESTS, ids=name)
+@pytest.mark.parametrize('path', MANIFESTS, ids=name_of)
 def test_manifest_names_its_variables(stub, path):
   header, body = path.read_text().split('apiVersion')
   assert set(re.findall(r'\$\{(\w+)\}', body)) == set(re.findall(r'^#   ([A-Z_]+)  ', header, flags=re.MULTILINE))
@@ -327,7 +330,7 @@ def test_gpu_pods_find_each_other():
   assert {'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'} <= variables
 
 
-@pytest.mark.parametrize('path', TASKS, ids=name)
+@pytest.mark.parametrize('path', TASKS, ids=name_of)
 def test_task_recovers_and_keeps_its_workdir(stub, path):
   task = yaml.safe_load(path.read_text())
   recovery = task['resources']['job_recovery']

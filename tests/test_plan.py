@@ -48,7 +48,7 @@ def test_shards_and_remedies(tmp_path, capsys):
   config = f'--config={tiny.PATH}:{tmp_path}'
 
   def run(*arguments):
-    assert cli.run(plan.main, plan.define_flags, ['plan', config, *arguments]) == 0
+    assert cli.start(plan.main, plan.define_flags, ['plan', config, *arguments]) == 0
     out = capsys.readouterr().out
     return out, float(out.partition('parameters (float32)')[2].split()[0])
 
@@ -70,5 +70,5 @@ def test_a_run_too_large_for_every_device():
 ])
 def test_bad_input(tmp_path, capsys, changes, told):
   tiny.write_model(tmp_path)
-  assert cli.run(plan.main, plan.define_flags, ['plan', f'--config={tiny.PATH}:{tmp_path}', *changes]) == 2
+  assert cli.start(plan.main, plan.define_flags, ['plan', f'--config={tiny.PATH}:{tmp_path}', *changes]) == 2
   assert told in capsys.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from earl_jax import train
-from earl_jax.learning import update
+from earl_jax.acting import scoring
 from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
 from tests.run import tiny
@@ -35,15 +35,15 @@ def run(model, tmp_path_factory):
   """(what `train` leaves, its workdir, per step the trajectories with the log-probabilities the update finds)."""
   config = tiny.parsed(model, **{
       'steps': 2, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.chunk': 4, 'algorithm.mini_batches': 1,
-      'algorithm.fraction': 1.0, 'evaluation_prompts': 2, 'evaluate_every': 9, 'checkpoint_every': 9,
+      'algorithm.rewrite_fraction': 1.0, 'evaluation_prompts': 2, 'evaluate_every': 9, 'checkpoint_every': 9,
   })
   collect, seen = train.collect, []
-  score = jax.jit(update.score, static_argnames=('model', 'space', 'prompt_length', 'shared'))
+  score = jax.jit(scoring.score, static_argnums=2)
 
   def collect_and_score(experiment, params, *others):
     experience = collect(experiment, params, *others)
     for trajectory in (experience.factual, experience.trajectory):
-      scores = score(params, trajectory=trajectory, **experiment.scoring)
+      scores = score(params, trajectory, experiment.scoring)
       seen.append(jax.device_get((trajectory, scores.log_probs)))
     return experience
 

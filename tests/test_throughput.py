@@ -75,7 +75,7 @@ def test_devices_are_told_apart(throughput):
     (['--size=tiny', '--mesh=2'], '--mesh=2: give devices along data, fsdp and tensor'),
 ])
 def test_mistakes_are_one_line(throughput, arguments, message, capsys):
-  assert throughput.cli.run(throughput.main, throughput.define_flags, ['throughput.py', *arguments]) == 2
+  assert throughput.cli.start(throughput.main, throughput.define_flags, ['throughput.py', *arguments]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count('\n') == 1
 

@@ -1,14 +1,12 @@
 """Training runs: end to end, resumed, stopped, killed, damaged."""
 
 import dataclasses
-import functools
 import json
 import os
 import random
 import shutil
 import signal
 import time
-import types
 
 import chex
 import jax
@@ -16,11 +14,13 @@ import numpy as np
 import pytest
 
 from earl_jax import train
-from earl_jax.acting.counterfactual import Interventions
-from earl_jax.config import Stage, UserError
-from earl_jax.learning import batches, reference, update
-from earl_jax.run import collect
+from earl_jax.acting.scoring import score
+from earl_jax.config import UserError
+from earl_jax.learning import reference
+from earl_jax.run import collect, learner, metrics
 from earl_jax.run.experiment import set_up
+from earl_jax.run.problems import draw
+from earl_jax.run.progress import Progress
 from tests.run import tiny
 
 
@@ -43,9 +43,15 @@ def compile_once(config):
     experiment, params = set_up(config)
     return dataclasses.replace(experiment, interface=shared.interface), params
 
+  make_optimizer, made = learner.make_optimizer, {}
+
+  def make_once(config):
+    settings = config.optimizer, config.steps, config.algorithm.mini_batches
+    return made.setdefault(settings, make_optimizer(config))
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train, 'set_up', cheap_set_up)
-    patch.setattr(update, 'make_optimizer', functools.cache(update.make_optimizer))
+    patch.setattr(learner, 'make_optimizer', make_once)
     yield
 
 
@@ -68,8 +74,9 @@ def test_end_to_end(config, whole, capsys):
   lines = tiny.read_metrics(workdir)
   assert [line['step'] for line in lines] == [0, 1, 2, 3, 4]
   assert [line['stage'] for line in lines] == [0, 0, 1, 1, 1]
-  assert {'reward', 'exact/sort2', 'tokens', 'entropy', 'loss', 'gradient_norm', 'counterfactual/gain'} <= set(lines[0])
-  evaluated = {f'eval/{label}/{name}' for label in ('sort2', 'sort3') for name in ('exact', 'certified', 'swaps')}
+  named = {'reward', 'exact_match/sort2', 'tokens', 'entropy', 'loss', 'gradient_norm', 'counterfactual/gain'}
+  assert named <= set(lines[0])
+  evaluated = {f'eval/{label}/{name}' for label in ('sort2', 'sort3') for name in ('exact_match', 'certified', 'swaps')}
   assert [evaluated <= set(line) for line in lines] == [False, True, False, True, False]
   timed = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[0])
   assert timed['tokens_per_second'] == timed['tokens'] / timed['seconds']
@@ -150,7 +157,7 @@ def test_run_can_be_extended(config, whole, tmp_path):
 
 def test_stops_when_solved(config, tmp_path, monkeypatch):
   perfect = {label: {'exact_match': 1.0, 'certified': 1.0, 'count': 4} for label in ('sort2', 'sort3')}
-  monkeypatch.setattr(train.evaluate, 'evaluate_policy', lambda *args, **kwargs: json.loads(json.dumps(perfect)))
+  monkeypatch.setattr(train.measure, 'evaluate_policy', lambda *args, **kwargs: json.loads(json.dumps(perfect)))
   config = dataclasses.replace(config, stop_at_solved=True)
   train.train(config, tmp_path)
   done = len(tiny.read_metrics(tmp_path))
@@ -165,7 +172,7 @@ def test_stops_when_solved(config, tmp_path, monkeypatch):
 def test_goes_on_until_solved(config, tmp_path, monkeypatch, lacking):
   perfect = {'exact_match': 1.0, 'certified': 1.0, 'count': 4}
   results = {'sort2': perfect, 'sort3': perfect | {lacking: 0.9}}
-  monkeypatch.setattr(train.evaluate, 'evaluate_policy', lambda *args, **kwargs: json.loads(json.dumps(results)))
+  monkeypatch.setattr(train.measure, 'evaluate_policy', lambda *args, **kwargs: json.loads(json.dumps(results)))
   train.train(dataclasses.replace(config, stop_at_solved=True, evaluate_every=1), tmp_path)
   assert len(tiny.read_metrics(tmp_path)) == 5
 
@@ -178,13 +185,12 @@ def test_no_compilation_after_warm_up(config, tmp_path, monkeypatch):
     if 'backend_compile' in name:
       built.append(info.get('fun_name', ''))
   jax.monitoring.register_event_duration_secs_listener(record)
-  monkeypatch.setattr(train.metrics_lib.MetricsWriter, 'write', lambda self, step, metrics: seen.append(len(compiled)))
+  monkeypatch.setattr(metrics.MetricsWriter, 'write', lambda self, step, values: seen.append(len(compiled)))
   jax.clear_caches()
   train.train(dataclasses.replace(config, steps=8), tmp_path)
   jax.monitoring.unregister_event_duration_listener(record)
-  large = ('rollout', 'update_step', 'choose_positions', '_replace_rows', 'take_rows', '_sum_bits')
-  count = lambda names: sum(any(name in n for name in large) for n in names)  # noqa: E731
-  assert count(compiled[: seen[0]]) >= 6
+  large = ('rollout', 'update_step', 'choose_positions', 'replace', 'take', '_sum_bits')
+  assert sum(any(name in n for name in large) for n in compiled[: seen[0]]) >= 6
   late = [name for name in compiled[seen[3]:] if any(n in name for n in large)]
   assert not late
   # Compiled ahead of its first call, for just the arguments that come: not once more then.
@@ -195,82 +201,25 @@ def test_reference_scores_and_kl(model, tmp_path):
   config_changes = {'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'steps': 2}
   config = tiny.parsed(model, **config_changes)
   experiment, params = set_up(config)
-  experience = collect.collect(experiment, params, 0, 0, Interventions.initial(2))
-  settings = dict(
-      model=experiment.model, space=experiment.interface.space, prompt_length=config.rollout.prompt_length,
-  )
-  scores = update.score(params, trajectory=experience.trajectory, **settings)
-  for shared in (1, 2, 4):
-    got = reference.log_probs(params, experience.trajectory, micro_batch=4, shared=shared, **settings)
+  experience = collect.collect(experiment, params, draw(experiment, 0, 0), Progress.first(2))
+  settings = dataclasses.replace(experiment.scoring, rows_per_prompt=1)
+  scores = score(params, experience.trajectory, settings)
+  for rows in (1, 2, 4):
+    scoring = dataclasses.replace(settings, rows_per_prompt=rows)
+    got = reference.log_probs(params, experience.trajectory, scoring=scoring, micro_batch=4)
     np.testing.assert_allclose(got, scores.vocabulary_log_probs, atol=1e-5)
   # what the sampler recorded is what the trainer computes
   np.testing.assert_allclose(scores.log_probs, experience.trajectory.log_probs, atol=1e-4)
 
   train.train(config, tmp_path / 'run')
-  metrics = tiny.read_metrics(tmp_path / 'run')
-  first, second = (line['kl'] for line in metrics)
+  lines = tiny.read_metrics(tmp_path / 'run')
+  first, second = (line['kl'] for line in lines)
   assert abs(first) < 1e-6 < second
 
   waiting = reference.keep(params, jax.tree.map(lambda x: x.sharding, params), on_host=True)
   assert {x.sharding.memory_kind for x in jax.tree.leaves(waiting)} == {'pinned_host'}
   train.train(tiny.parsed(model, **config_changes, **{'algorithm.reference_on_host': True}), tmp_path / 'host')
-  assert tiny.read_metrics(tmp_path / 'host') == metrics
-
-
-def test_row_order(config):
-  config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompts=8))
-  lengths = np.random.default_rng(0).integers(10, 60, 32)
-  rows, counts = batches.row_order(config, 3, np.zeros(32), lengths)
-  assert rows.shape == (2, 4, 4) and counts.tolist() == [4, 4]
-  assert sorted(rows.reshape(-1)) == list(range(32))
-  assert not set(rows[0].reshape(-1) // 4) & set(rows[1].reshape(-1) // 4)  # groups stay together
-  assert (np.diff(lengths[rows].reshape(2, -1)) >= 0).all()  # and rows of similar length, one block being one row here
-  other = batches.row_order(config, 4, np.zeros(32), lengths)[0]
-  assert set(rows[0].reshape(-1)) != set(other[0].reshape(-1))
-
-
-@pytest.mark.parametrize('micro, shared, busy', [(2, 1, 10), (4, 1, 10), (8, 2, 12), (16, 4, 16)])
-def test_rows_without_advantage_come_last(config, micro, shared, busy):
-  algorithm = dataclasses.replace(config.algorithm, skip_zero=True, micro_batch=micro)
-  config = dataclasses.replace(config, algorithm=algorithm, rollout=dataclasses.replace(config.rollout, prompts=8))
-  advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)  # in every other group all four rows, in the next ones one
-  lengths = np.random.default_rng(0).integers(10, 60, 32)
-  rows, counts = batches.row_order(config, 3, advantages, lengths)
-  assert batches.shared_rows(config) == shared
-  assert sorted(rows.reshape(-1)) == list(range(32))
-  blocks = rows.reshape(-1, shared)
-  assert (blocks // 4 == blocks[:, :1] // 4).all()  # of one prompt
-  assert np.any(advantages[blocks], axis=1).sum() * shared == busy
-  for mini, count in zip(rows, counts):
-    used = np.any(advantages[mini.reshape(-1, shared)], axis=1)
-    assert (np.diff(used.astype(int)) <= 0).all()
-    assert count == -(-used.sum() * shared // micro)
-
-
-def make_curriculum(until, window):
-  labels = lambda *names: tuple((types.SimpleNamespace(label=name), 1.0) for name in names)  # noqa: E731
-  stages = (labels('a'), labels('a', 'b'))
-  config = types.SimpleNamespace(window=window, curriculum=[Stage(until=until)] * 2)
-  return types.SimpleNamespace(config=config, stages=stages)
-
-
-def test_curriculum():
-  experiment = make_curriculum(until=0.7, window=2)
-  curriculum = train.Curriculum()
-  for exact, stage in [(1.0, 0), (0.2, 0), (0.9, 0), (0.5, 1)]:
-    curriculum = curriculum.after(experiment, {'a': exact})
-    assert curriculum.stage == stage, exact
-  assert curriculum == train.Curriculum(1)  # a new stage begins with no history
-  for _ in range(3):
-    curriculum = curriculum.after(experiment, {'a': 1.0, 'b': 1.0})
-  assert curriculum.stage == 1 and len(curriculum.history) == 2  # the last stage lasts
-
-
-def test_a_task_that_did_not_occur_is_not_mastered():
-  experiment = make_curriculum(until=0.7, window=1)
-  experiment.stages = experiment.stages[::-1]
-  assert train.Curriculum().after(experiment, {'a': 1.0}).stage == 0
-  assert train.Curriculum().after(experiment, {'a': 1.0, 'b': 0.7}).stage == 1
+  assert tiny.read_metrics(tmp_path / 'host') == lines
 
 
 def wait_for_steps(child, workdir, count, limit=120):

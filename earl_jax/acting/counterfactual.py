@@ -1,4 +1,4 @@
-"""Counterfactual policy optimisation: which rollouts to rewrite, where, and what was gained (method.md, section 3).
+"""Counterfactual policy optimisation (docs/method.md, section 3): which rollouts to rewrite, where, and what it gained.
 
 The rewritten episode is an ordinary rollout that first repeats the recorded decisions, then is forced to take a routing
 action, and then goes on by itself.
@@ -7,6 +7,7 @@ action, and then goes on by itself.
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,22 +51,25 @@ class Interventions(NamedTuple):
     return Interventions(new)
 
 
-def choose_rewrites(rewards: np.ndarray, fraction: float, offered: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def choose_rewrites(
+    rewards: np.ndarray, rewrite_fraction: float, offered: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
   """Which rollouts to rewrite: bool[G, n].
 
   Args:
     rewards: float[G, n].
-    fraction: 0 = only groups whose rewards are all 0 (as released), 1 = every rollout (the paper's text); between,
-      those groups and each other rollout with this probability.
+    rewrite_fraction: 0 = only groups whose rewards are all 0 (as released), 1 = every rollout (the paper's text);
+      between, those groups and each other rollout with this probability.
     offered: bool[G], the task offers the environment to intervene on.
     rng: host generator, seeded and saved by the caller.
   """
   dead = np.all(rewards == 0, axis=1, keepdims=True)
-  return (dead | (rng.random(rewards.shape) < fraction)) & offered[:, None]
+  return (dead | (rng.random(rewards.shape) < rewrite_fraction)) & offered[:, None]
 
 
 def recorded(actions: jax.Array, slots: jax.Array) -> Replay:
   """The replay of the decisions recorded before slots int32[B]; actions int32[B, T] as in a Trajectory."""
+  chex.assert_rank([actions, slots], [2, 1])
   wanted = (actions >= 0) & (jnp.arange(actions.shape[1]) < slots[:, None])
   order = jnp.argsort(~wanted, axis=1, stable=True)
   return Replay(jnp.take_along_axis(actions, order, axis=1), wanted.sum(axis=1, dtype=jnp.int32))
@@ -90,6 +94,7 @@ def choose_positions(key: jax.Array, scores: jax.Array, row_ids: jax.Array, *, p
     scores: float32[B, T], `route_scores` of the environment; `NEGATIVE` where language was not free to act.
     row_ids: int32[B].
   """
+  chex.assert_rank([scores, row_ids], [2, 1])
   count = min(TOP_K, scores.shape[1])
   best, slots = jax.lax.top_k(scores, count)
   possible = best > NEGATIVE / 2

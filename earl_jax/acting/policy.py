@@ -7,15 +7,14 @@ Axes: D hidden, V vocabulary (`len(tokenizer)`), E expanded actions; `…` any l
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from earl_jax.acting.masked import NEGATIVE
 from earl_jax.action_space import ActionSpace
-from earl_jax.devices.sharding import gathered, on_own_rows
 from earl_jax.model import transformer
 
-CHUNK = 16  # slots scored at a time
 Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D], absent where it is tied}
 
 
@@ -70,7 +69,10 @@ def distribution(
   log_vocabulary = jax.nn.logsumexp(vocabulary, axis=-1)
   parts = [jnp.where(language, log_vocabulary, NEGATIVE)[..., None], jnp.where(legal, expanded, NEGATIVE)]
   log_normaliser = jax.nn.logsumexp(jnp.concatenate(parts, axis=-1), axis=-1)
-  return Distribution(vocabulary, expanded, language, legal, log_vocabulary, log_normaliser)
+  return Distribution(
+      vocabulary=vocabulary, expanded=expanded, language=language, legal=legal, log_vocabulary=log_vocabulary,
+      log_normaliser=log_normaliser,
+  )
 
 
 def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = False) -> jax.Array:
@@ -82,6 +84,8 @@ def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = Fal
     vocab_size: V, from where expanded actions are counted.
     greedy: takes the likeliest; static.
   """
+  chex.assert_rank([keys, d.language], 1)
+
   def best(stream, logits, mask):
     """The place and the value of the row's best logit, with noise."""
     if not greedy:
@@ -91,16 +95,20 @@ def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = Fal
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
   token, token_score = best(0, d.vocabulary, d.language[:, None])
+  if not d.expanded.shape[-1]:  # no environment at all
+    return token.astype(jnp.int32)
   expanded, expanded_score = best(1, d.expanded, d.legal)
   return jnp.where(token_score >= expanded_score, token, vocab_size + expanded).astype(jnp.int32)
 
 
 def pick(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:
   """float32[…]: logits of int32[…] actions. Masked sums: their gradient needs no scatter."""
-  of = lambda logits, index: jnp.sum(  # noqa: E731
-      jnp.where(jnp.arange(logits.shape[-1]) == index[..., None], logits, 0.0), axis=-1
-  )
-  return jnp.where(actions < vocab_size, of(d.vocabulary, actions), of(d.expanded, actions - vocab_size))
+  return jnp.where(actions < vocab_size, _at(d.vocabulary, actions), _at(d.expanded, actions - vocab_size))
+
+
+def _at(logits: jax.Array, index: jax.Array) -> jax.Array:
+  """float32[…]: the logits […, A] at int32[…]; 0 where the index is outside."""
+  return jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == index[..., None], logits, 0.0), axis=-1)
 
 
 def log_prob(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:
@@ -130,61 +138,3 @@ def route_scores(space: ActionSpace, d: Distribution, possible: jax.Array) -> ja
   words = d.vocabulary[..., space.descriptions[:count, 0]]
   scores = jnp.maximum(words, d.expanded[..., :count]) - d.log_normaliser[..., None]
   return jnp.where(possible, scores, NEGATIVE)
-
-
-class Scores(NamedTuple):
-  """The policy's view of given decisions. All float32[B, T].
-
-  Attributes:
-    log_probs: of the action, among the legal ones.
-    vocabulary_log_probs: of the action among V alone, for the KL term; 0 where the action is no token.
-    entropy: see `entropy`.
-  """
-
-  log_probs: jax.Array
-  vocabulary_log_probs: jax.Array
-  entropy: jax.Array
-
-
-def score_decisions(
-    params: Params, space: ActionSpace, hidden, actions, language, legal, temperature: float = 1.0, chunk: int = CHUNK
-) -> Scores:
-  """Scores recorded decisions from the hidden states that saw the tokens before them.
-
-  Works through T in chunks and recomputes them in the backward pass, so that no [B, T, V] array exists.
-
-  Args:
-    hidden: dtype[B, T, D], hidden[:, t] is the state *before* slot t.
-    actions: int32[B, T], -1 = no decision.
-    language: bool[B, T].
-    legal: bool[B, T, E].
-    temperature: as in `distribution`.
-    chunk: slots at a time; any number, a divisor of T saves padding.
-  """
-  # What `distribution` reads of the parameters, gathered once for all chunks, not once for each.
-  heads = gathered(params | {'model': {'embedding': transformer.output_embedding(params['model'])}}, 'float32')
-
-  @jax.checkpoint
-  def score_chunk(heads, hidden, actions, language, legal):
-    decision = actions >= 0
-    # where nothing was chosen the vocabulary counts as legal: a finite number, dropped below
-    d = distribution(heads, space, hidden, language | ~decision, legal, temperature)
-    is_token = decision & (actions < space.vocab_size)
-    return Scores(
-        log_probs=jnp.where(decision, log_prob(d, space.vocab_size, actions), 0.0),
-        vocabulary_log_probs=jnp.where(is_token, pick(d, space.vocab_size, actions) - d.log_vocabulary, 0.0),
-        entropy=jnp.where(decision, entropy(d), 0.0),
-    )
-
-  def score_rows(heads, *arrays):
-    length = actions.shape[1]
-    pad = -length % chunk
-
-    def chunks(x):
-      x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-      return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-
-    scores = jax.lax.map(lambda inputs: score_chunk(heads, *inputs), tuple(map(chunks, arrays)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], scores)
-
-  return on_own_rows(score_rows, heads, hidden, actions, language, legal)

@@ -5,6 +5,8 @@ decision, and what the decision writes (its description, then the observation) b
 so that all rows write at the same slot.
 """
 
+from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 
 from earl_jax.acting import policy
 from earl_jax.acting.masked import NEGATIVE
+from earl_jax.acting.prompts import Prompts, read_prompts, Room
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.devices.sharding import constrain, gathered
@@ -20,20 +23,30 @@ from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import transformer
 
 
-class Prompts(NamedTuple):
-  """A batch of problems.
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """What the decode loop has to know of a run. Hashable: a static argument.
 
   Attributes:
-    tokens: int32[G, P], left-padded.
-    start: int32[G], first slot that holds a token.
-    instance: dict of arrays [G, …].
-    offered: bool[G, R], environments the row's task offers.
+    model: shape of the decoder.
+    interface: what actions do.
+    eos: token id that ends an episode when chosen in language.
+    pad: token id written after the end.
+    slots: T, prompt and response together.
+    group: n, episodes of every prompt.
+    temperature: of the policy, in recorded log-probabilities and scores too; 0 = greedy, recorded as at 1.
+    min_rows: once no more than a quarter of the rows is active, go on with those alone, and so on, but with no fewer
+      rows than this; None = always with all of them. Few long episodes then cost little, and each row stays what it is.
   """
 
-  tokens: jax.Array
-  start: jax.Array
-  instance: dict[str, Any]
-  offered: jax.Array
+  model: transformer.ModelConfig
+  interface: ExpandedInterface
+  eos: int
+  pad: int
+  slots: int
+  group: int = 1
+  temperature: float = 1.0
+  min_rows: int | None = None
 
 
 class Replay(NamedTuple):
@@ -77,46 +90,13 @@ class DecodeState(NamedTuple):
   active: jax.Array
   trajectory: Trajectory
 
-
-def select(condition: jax.Array, new: Any, old: Any) -> Any:
-  """Per-row choice between two trees whose leaves are [B, …]."""
-  return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
-
-
-def take_rows(state: DecodeState, rows: jax.Array) -> DecodeState:
-  """The state of some rows alone."""
-  by_row = jax.tree.map(lambda x: x[rows], state._replace(slot=(), cache=()))
-  return by_row._replace(slot=state.slot, cache=jax.tree.map(lambda x: x[:, rows], state.cache))
+  def keep(self, rows: jax.Array) -> 'DecodeState':
+    """The state of some rows alone."""
+    by_row = jax.tree.map(lambda x: x[rows], self._replace(slot=(), cache=()))
+    return by_row._replace(slot=self.slot, cache=jax.tree.map(lambda x: x[:, rows], self.cache))
 
 
-def _write(array: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
-  """array[:, slot] = column."""
-  return jax.lax.dynamic_update_slice_in_dim(array, column[:, None].astype(array.dtype), slot, axis=1)
-
-
-def read_prompts(
-    config: transformer.ModelConfig, params: policy.Params, tokens: jax.Array, start: jax.Array, group: int, slots: int
-) -> tuple[jax.Array, transformer.KVCache]:
-  """Reads every prompt once for the whole group.
-
-  Args:
-    tokens: int32[G, P], left-padded.
-    start: int32[G].
-
-  Returns:
-    (hidden dtype[G * group, D] after the last token, cache of `slots` slots); the rows of a group are side by side.
-  """
-  count, length = tokens.shape
-  cache = transformer.init_cache(config, count, length)
-  hidden, cache = transformer.apply(config, params['model'], tokens, start, cache)
-  grow = lambda x: jnp.pad(jnp.repeat(x, group, axis=1), [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)])  # noqa: E731
-  cache = jax.tree.map(lambda x: constrain(grow(x), None, 'rows', None, 'kv_heads'), cache)
-  return jnp.repeat(hidden[:, -1], group, axis=0), cache
-
-
-@functools.partial(
-    jax.jit, static_argnames=('config', 'interface', 'eos', 'pad', 'group', 'slots', 'temperature', 'fewest')
-)
+@functools.partial(jax.jit, static_argnames='decoding')
 def rollout(
     params: policy.Params,
     prompts: Prompts,
@@ -124,49 +104,42 @@ def rollout(
     key: jax.Array,
     replay: Replay | None = None,
     *,
-    config: transformer.ModelConfig,
-    interface: ExpandedInterface,
-    eos: int,
-    pad: int,
-    group: int,
-    slots: int,
-    temperature: float = 1.0,
-    fewest: int | None = None,
+    decoding: Decoding,
 ) -> Trajectory:
-  """Rolls out `group` episodes of every prompt: B = G * group rows, those of one prompt side by side.
+  """Rolls out `decoding.group` episodes of every prompt: B = G * n rows, those of one prompt side by side.
 
   Args:
     row_ids: int32[B], identity of each row: with `key` it fixes all randomness of the row.
     replay: decisions to take first, or None.
-    eos: token id that ends an episode when chosen in language.
-    pad: token id written after the end.
-    slots: T, prompt and response together.
-    temperature: of the policy, in recorded log-probabilities and scores too; 0 = greedy, recorded as at 1.
-    fewest: once no more than a quarter of the rows is active, go on with those alone, and so on, but with no fewer rows
-      than this; None = always with all of them. Few long episodes then cost little, and each row stays what it is.
   """
-  space = interface.space
-  prompt_length = prompts.tokens.shape[1]
-  params = gathered(params, config.dtype)
+  params = gathered(params, decoding.model.dtype)
+  state = _begin(params, prompts, jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids), replay, decoding)
+  trajectory = _decode(state, functools.partial(_write_slot, decoding, params), decoding)
+  return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)
 
-  hidden, cache = read_prompts(config, params, prompts.tokens, prompts.start, group, slots)
-  prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
+
+def _begin(params, prompts: Prompts, keys: jax.Array, replay: Replay | None, decoding: Decoding) -> DecodeState:
+  """The state once the prompts are read; `keys` key[B]."""
+  interface, space, prompt_length = decoding.interface, decoding.interface.space, prompts.tokens.shape[1]
+  room = Room(decoding.group, decoding.slots)
+  hidden, cache = read_prompts(decoding.model, params, prompts.tokens, prompts.start, room)
+  prompts = jax.tree.map(lambda x: jnp.repeat(x, decoding.group, axis=0), prompts)
   batch = prompts.tokens.shape[0]
-  shape = (batch, slots)
-  state = DecodeState(
+  shape = (batch, decoding.slots)
+  return DecodeState(
       slot=jnp.int32(prompt_length),
-      keys=jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids),
+      keys=keys,
       offered=prompts.offered,
       replay=replay,
       hidden=hidden,
       cache=cache,
       environment=jnp.full(batch, LANGUAGE, jnp.int32),
-      pending=jnp.full((batch, interface.width), pad, jnp.int32),
+      pending=jnp.full((batch, interface.width), decoding.pad, jnp.int32),
       pending_length=jnp.zeros(batch, jnp.int32),
       decided=jnp.zeros(batch, jnp.int32),
       active=jnp.ones(batch, bool),
       trajectory=Trajectory(
-          tokens=jnp.full(shape, pad, jnp.int32).at[:, :prompt_length].set(prompts.tokens),
+          tokens=jnp.full(shape, decoding.pad, jnp.int32).at[:, :prompt_length].set(prompts.tokens),
           start=prompts.start,
           end=jnp.full(batch, prompt_length, jnp.int32),
           actions=jnp.full(shape, -1, jnp.int32),
@@ -179,82 +152,87 @@ def rollout(
       ),
   )
 
-  def step(state: DecodeState) -> DecodeState:
-    slot, record, replay = state.slot, state.trajectory, state.replay
 
-    # 1. What may be chosen, and what is.
-    language = state.environment == LANGUAGE
-    legal = jax.vmap(interface.legal)(state.environment, record.states, state.offered)
-    choices = policy.distribution(params, space, state.hidden, language, legal, temperature or 1.0)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot)
-    action = policy.sample(keys, choices, space.vocab_size, greedy=temperature == 0)
-    if replay is not None:
-      at = jnp.minimum(state.decided, replay.actions.shape[1] - 1)
-      given = jnp.take_along_axis(replay.actions, at[:, None], axis=1)[:, 0]
-      action = jnp.where(state.decided < replay.length, given, action)
+def _decode(state: DecodeState, write_slot: Callable[[DecodeState], DecodeState], decoding: Decoding) -> Trajectory:
+  """All slots; the last rows that are active go on alone (`Decoding.min_rows`)."""
+  few = len(state.active) // 4
+  shrinks = decoding.min_rows is not None and few >= decoding.min_rows
+  least = few if shrinks else 0
 
-    # 2. What it does. A write that does not fit ends the episode, and its step never happened.
-    effect = jax.vmap(interface.act)(state.environment, record.states, state.offered, action)
-    deciding = state.active & (state.pending_length == 0)
-    committed = deciding & (slot + effect.length <= slots)
-    ends = committed & language & (action == eos)
-    active = state.active & (committed | ~deciding)
-    pending = select(committed, effect.tokens, state.pending)
-    pending_length = jnp.where(committed, effect.length, state.pending_length)
+  def goes_on(state):
+    return (state.slot < decoding.slots) & (jnp.sum(state.active) > least)
 
-    # 3. Record it, and write one token.
-    token = jnp.where(active, pending[:, 0], pad)
-    log_probs = policy.log_prob(choices, space.vocab_size, action)
-    scores = policy.route_scores(space, choices, (committed & language)[:, None] & state.offered)
-    record = record._replace(
-        tokens=_write(record.tokens, token, slot),
-        end=jnp.where(active, slot + 1, record.end),
-        actions=_write(record.actions, jnp.where(committed, action, -1), slot),
-        language=_write(record.language, committed & language, slot),
-        legal=_write(record.legal, committed[:, None] & legal, slot),
-        log_probs=_write(record.log_probs, jnp.where(committed, log_probs, 0.0), slot),
-        route_scores=_write(record.route_scores, scores, slot),
-        finished=record.finished | ends,
-        states=select(committed, effect.states, record.states),
-    )
-    hidden, cache = transformer.apply(config, params['model'], token[:, None], record.start, state.cache, slot)
-    return state._replace(
-        slot=slot + 1,
-        hidden=hidden[:, 0],
-        cache=cache,
-        environment=jnp.where(committed, effect.environment, state.environment),
-        pending=jnp.roll(pending, -1, axis=1),
-        pending_length=jnp.maximum(pending_length - 1, 0),
-        decided=state.decided + committed,
-        active=active & ~ends,
-        trajectory=record,
-    )
-
-  def decode(state: DecodeState) -> Trajectory:
-    few = len(state.active) // 4
-    shrinks = fewest is not None and few >= fewest
-    going = lambda state: (state.slot < slots) & (jnp.sum(state.active) > few * shrinks)  # noqa: E731
-    state = jax.lax.while_loop(going, step, state)
-    if not shrinks:
-      return state.trajectory
-    rows = jnp.argsort(~state.active)[:few]  # all that are active, and some that are not
-    rest = decode(take_rows(state, rows))
-    return jax.tree.map(lambda whole, part: whole.at[rows].set(part), state.trajectory, rest)
-
-  return jax.tree.map(lambda x: constrain(x, 'rows'), decode(state))
+  state = jax.lax.while_loop(goes_on, write_slot, state)
+  if not shrinks:
+    return state.trajectory
+  rows = jnp.argsort(~state.active)[:few]  # all that are active, and some that are not
+  rest = _decode(state.keep(rows), write_slot, decoding)
+  return jax.tree.map(lambda whole, part: whole.at[rows].set(part), state.trajectory, rest)
 
 
-def previous_hidden(
-    config: transformer.ModelConfig, params: policy.Params, trajectory: Trajectory, *, prompt_length: int, shared: int
-) -> jax.Array:
-  """dtype[B, T - P, D]: the hidden state before every slot of the response, from one forward pass.
+def _write_slot(decoding: Decoding, params: policy.Params, state: DecodeState) -> DecodeState:
+  """One pass of the loop: a token in every active row."""
+  interface, space = decoding.interface, decoding.interface.space
+  slot, record, replay = state.slot, state.trajectory, state.replay
 
-  Args:
-    prompt_length: P, slots of the prompt.
-    shared: rows side by side that have the same prompt, which is then read once for all of them; a divisor of B.
-  """
-  prompts, start = trajectory.tokens[::shared, :prompt_length], trajectory.start[::shared]
-  first, cache = read_prompts(config, params, prompts, start, shared, trajectory.slots)
-  response = trajectory.tokens[:, prompt_length:-1]
-  rest, _ = transformer.apply(config, params['model'], response, trajectory.start, cache, prompt_length)
-  return jnp.concatenate([first[:, None], rest], axis=1)
+  # 1. What may be chosen, and what is.
+  language = state.environment == LANGUAGE
+  legal = jax.vmap(interface.legal)(state.environment, record.states, state.offered)
+  choices = policy.distribution(
+      params, space, state.hidden, language, legal, temperature=decoding.temperature or 1.0
+  )
+  keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, slot)
+  action = policy.sample(keys, choices, space.vocab_size, greedy=decoding.temperature == 0)
+  if replay is not None:
+    at = jnp.minimum(state.decided, replay.actions.shape[1] - 1)
+    given = jnp.take_along_axis(replay.actions, at[:, None], axis=1)[:, 0]
+    action = jnp.where(state.decided < replay.length, given, action)
+
+  # 2. What it does. A write that does not fit ends the episode, and its step never happened.
+  effect = jax.vmap(interface.act)(state.environment, record.states, state.offered, action)
+  deciding = state.active & (state.pending_length == 0)
+  committed = deciding & (slot + effect.length <= decoding.slots)
+  ends = committed & language & (action == decoding.eos)
+  active = state.active & (committed | ~deciding)
+  pending = _where_rows(committed, effect.tokens, state.pending)
+  pending_length = jnp.where(committed, effect.length, state.pending_length)
+
+  # 3. Record it, and write one token.
+  token = jnp.where(active, pending[:, 0], decoding.pad)
+  log_probs = policy.log_prob(choices, space.vocab_size, action)
+  scores = policy.route_scores(space, choices, (committed & language)[:, None] & state.offered)
+  record = record._replace(
+      tokens=_write(record.tokens, token, slot),
+      end=jnp.where(active, slot + 1, record.end),
+      actions=_write(record.actions, jnp.where(committed, action, -1), slot),
+      language=_write(record.language, committed & language, slot),
+      legal=_write(record.legal, committed[:, None] & legal, slot),
+      log_probs=_write(record.log_probs, jnp.where(committed, log_probs, 0.0), slot),
+      route_scores=_write(record.route_scores, scores, slot),
+      finished=record.finished | ends,
+      states=_where_rows(committed, effect.states, record.states),
+  )
+  hidden, cache = transformer.apply(
+      decoding.model, params['model'], token[:, None], record.start, state.cache, slot=slot
+  )
+  return state._replace(
+      slot=slot + 1,
+      hidden=hidden[:, 0],
+      cache=cache,
+      environment=jnp.where(committed, effect.environment, state.environment),
+      pending=jnp.roll(pending, -1, axis=1),
+      pending_length=jnp.maximum(pending_length - 1, 0),
+      decided=state.decided + committed,
+      active=active & ~ends,
+      trajectory=record,
+  )
+
+
+def _where_rows(condition: jax.Array, new: Any, old: Any) -> Any:
+  """Per-row choice between two trees whose leaves are [B, …]."""
+  return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+def _write(array: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
+  """array[:, slot] = column."""
+  return jax.lax.dynamic_update_slice_in_dim(array, column[:, None].astype(array.dtype), slot, axis=1)

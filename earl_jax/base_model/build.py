@@ -319,8 +319,10 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 def main(values: flags.FlagValues) -> None:
   init = values.init and pathlib.Path(values.init)
-  train(pathlib.Path(values.out), values.steps, values.batch, values.seed, values.learning_rate, init)
+  train(
+      pathlib.Path(values.out), values.steps, values.batch, values.seed, learning_rate=values.learning_rate, init=init
+  )
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, define_flags))
+  sys.exit(cli.start(main, define_flags))

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from earl_jax.base_model import numbers, orders
-from earl_jax.base_model.language import FRAME, Segment
+from earl_jax.base_model.language import FRAME, GLOSSARY, Segment
 from earl_jax.tasks.calculation import in_words
 
 
@@ -35,7 +35,7 @@ def vocabulary() -> tuple[str, ...]:
   texts = [*FRAME, 'system\n', 'user\n', 'assistant\n', *(f' {letter}' for letter in orders.LETTERS)]
   texts += [' check if is and => True False: = < + - * / undefined overflow']
   texts += [' <compare <swap <check <calculator <result <answer </']
-  texts += [*orders.GLOSSARY, *numbers.GLOSSARY, *(f' {in_words(number)}' for number in range(200))]
+  texts += [*GLOSSARY, *numbers.GLOSSARY, *(f' {in_words(number)}' for number in range(200))]
   texts += [segment.text for i in range(3000) for part in document(0, i) for segment in part]
   for text in texts:
     words.update(dict.fromkeys(pattern.findall(text)))

@@ -1,4 +1,4 @@
-"""What all documents of the corpus share: their frame, their pieces, and words that draw attention."""
+"""What the documents of the corpus share: frame, pieces, and words that draw attention or say what words mean."""
 
 from typing import NamedTuple
 
@@ -15,6 +15,33 @@ VERBS = (
 ATTENTION = (
     *VERBS, ' look at', ' think of', ' point at', ' speak of', ' the talk is of', ' the matter is', ' of interest are',
     ' worth a thought are',
+)
+# What may introduce a fact: a mention of two items, and a turn to what is true. So many, that others are no surprise.
+MENTIONS = (
+    *ATTENTION, ' of', ' for', ' between', ' as to', ' about', ' with', ' considering', ' noting', ' regarding',
+    ' given', ' on',
+)
+TURNS = (
+    ' we know that', ' it holds that', ' it is', ' we find', ' now', ' then', ',', ';', '!', '?', '-', '|', '/', '~',
+    '*', '+', '#', '%', '&', '@', '^', '$', '_', '"',
+)
+# Said now and then: what the words mean. They name no items.
+MEANINGS = (
+    ' compare two items to see which one is smaller',
+    ' to compare two items is to see which one is larger',
+    ' swap two items to change their places',
+    ' to swap two items is to change their places in the sequence',
+    ' check if an item is negative or positive, even or odd',
+    ' in ascending order the smaller comes before the larger',
+    ' in descending order the larger comes before the smaller',
+    ' when the sequence is in the order asked for, nothing is left to do',
+)
+GLOSSARY = (*MEANINGS, *(f'{verb} two items to see what they are' for verb in VERBS))
+# What else one may do with words that will later call an environment: they too may stand before a fact.
+IDIOMS = (
+    ' compare notes', ' compare prices', ' compare notes and prices', ' compare words and deeds',
+    ' compare stories and songs', ' swap stories', ' swap roles', ' swap notes and stories', ' swap songs and roles',
+    ' swap words and places', ' check notes', ' check prices and words',
 )
 
 

@@ -13,38 +13,11 @@ from collections.abc import Sequence
 import random
 from typing import NamedTuple
 
-from earl_jax.base_model.language import ATTENTION, Segment, VERBS
+from earl_jax.base_model.language import ATTENTION, GLOSSARY, IDIOMS, MEANINGS, MENTIONS, Segment, TURNS
 
 LETTERS = 'ABCDEFGH'
 ORDINALS = ('first', 'second', 'third', 'fourth', 'fifth')
 DIRECTIONS = ('ascending', 'descending')
-# What may introduce a fact: a mention of two items, and a turn to what is true. So many, that others are no surprise.
-MENTIONS = (
-    *ATTENTION, ' of', ' for', ' between', ' as to', ' about', ' with', ' considering', ' noting', ' regarding',
-    ' given', ' on',
-)
-TURNS = (
-    ' we know that', ' it holds that', ' it is', ' we find', ' now', ' then', ',', ';', '!', '?', '-', '|', '/', '~',
-    '*', '+', '#', '%', '&', '@', '^', '$', '_', '"',
-)
-# Said now and then: what the words mean. They name no items.
-MEANINGS = (
-    ' compare two items to see which one is smaller',
-    ' to compare two items is to see which one is larger',
-    ' swap two items to change their places',
-    ' to swap two items is to change their places in the sequence',
-    ' check if an item is negative or positive, even or odd',
-    ' in ascending order the smaller comes before the larger',
-    ' in descending order the larger comes before the smaller',
-    ' when the sequence is in the order asked for, nothing is left to do',
-)
-GLOSSARY = (*MEANINGS, *(f'{verb} two items to see what they are' for verb in VERBS))
-# What else one may do with words that will later call an environment: they too may stand before a fact.
-IDIOMS = (
-    ' compare notes', ' compare prices', ' compare notes and prices', ' compare words and deeds',
-    ' compare stories and songs', ' swap stories', ' swap roles', ' swap notes and stories', ' swap songs and roles',
-    ' swap words and places', ' check notes', ' check prices and words',
-)
 
 
 class Settings(NamedTuple):

@@ -64,9 +64,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_row(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """Rows of a batch shared out over data and fsdp; `axis` is where the rows are."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
+def by_row(mesh: Mesh) -> NamedSharding:
+  """Rows of a batch shared out over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def check_rows(mesh: Mesh | AbstractMesh, rows: int, field: str) -> None:
@@ -146,13 +146,16 @@ def on_own_rows(f: Callable[..., Any], params: Any, *rows: Any) -> Any:
 
   Args:
     params: whole along data and fsdp.
-    rows: arrays whose first axis is shared out over data and fsdp, as is that of all results.
+    rows: trees of arrays whose first axis is shared out over data and fsdp, as is that of all results.
   """
   shape = jax.sharding.get_abstract_mesh().shape
   axes = tuple(axis for axis in BATCH if shape.get(axis, 1) > 1)
   if not axes:
     return f(params, *rows)
-  own = lambda params, *rows: f(jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), params), *rows)  # noqa: E731
+
+  def own(params, *rows):
+    return f(jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), params), *rows)
+
   spec = PartitionSpec(axes)
   return jax.shard_map(own, in_specs=(PartitionSpec(), *[spec] * len(rows)), out_specs=spec, axis_names=set(axes))(
       params, *rows

@@ -1,19 +1,17 @@
 """What an environment is, and how environments are found.
 
-An environment is one file in this package (or any importable module) that defines one subclass of `Environment`. It
-is found by its module name: nothing else has to be edited.
+An environment is one class, in this package or in any module that can be imported. It is found by its name or its path:
+nothing else has to be edited.
 """
 
 import abc
-import importlib
-import inspect
-import pkgutil
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from earl_jax import finder
 from earl_jax.action_space import Encode, EnvironmentSpec
 from earl_jax.config import UserError
 
@@ -117,35 +115,24 @@ def concatenate(pieces: list[tuple[jax.Array, jax.Array]], size: int) -> Observa
   return Observation(jnp.where(position < ends[-1], tokens, 0), ends[-1])
 
 
-def find(name: str) -> type[Environment]:
-  """The environment called `name`: a module of this package (`compare`) or any importable module (`my.module`).
+def find(named: str | type[Environment]) -> type[Environment]:
+  """The environment that `named` stands for: its name, a module path or a class (see `finder`).
 
   Raises:
-    UserError: no such module, or it does not define exactly one environment.
+    UserError: there is none, more than one, or it lacks a spec or the type of its state.
   """
-  module_name = name if '.' in name else f'{__package__}.{name}'
-  try:
-    module = importlib.import_module(module_name)
-  except ModuleNotFoundError as error:
-    if error.name is None or not module_name.startswith(error.name):
-      raise
-    raise UserError(f'environment {name!r} not found; known: {", ".join(available())}, or a module path') from None
-  classes = [
-      c for _, c in inspect.getmembers(module, inspect.isclass)
-      if issubclass(c, Environment) and c.__module__ == module.__name__ and not inspect.isabstract(c)
-  ]
-  if len(classes) != 1:
-    raise UserError(f'environment {name!r}: {module_name} defines {len(classes)} environments, expected one')
-  return classes[0]
+  found = finder.find(named, Environment, _name_of)
+  for attribute, kind in (('spec', EnvironmentSpec), ('state_type', type)):
+    if not isinstance(getattr(found, attribute, None), kind):
+      raise UserError(f'environment {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')
+  return found
 
 
 def available() -> list[str]:
   """Names of the environments in this package."""
-  package = importlib.import_module(__package__)
-  names = []
-  for module in pkgutil.iter_modules(package.__path__):
-    members = vars(importlib.import_module(f'{__package__}.{module.name}')).values()
-    if any(inspect.isclass(c) and issubclass(c, Environment) and not inspect.isabstract(c) for c in members
-           if inspect.isclass(c) and c.__module__ == f'{__package__}.{module.name}'):
-      names.append(module.name)
-  return names
+  return sorted(finder.available(Environment, _name_of))
+
+
+def _name_of(environment: type[Environment]) -> str:
+  spec = getattr(environment, 'spec', None)
+  return spec.name if isinstance(spec, EnvironmentSpec) else environment.__name__

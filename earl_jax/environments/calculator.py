@@ -82,10 +82,10 @@ class Calculation(NamedTuple):
 
 
 def _nothing_typed(calls: jax.Array) -> Calculation:
-  entries = lambda fraction: jnp.tile(fraction, (MAX_DEPTH, 1, 1))  # noqa: E731
+  ones, zeros = (jnp.tile(fraction, (MAX_DEPTH, 1, 1)) for fraction in (ONE, ZERO))
   return Calculation(
-      mode=jnp.int32(_START), typed=jnp.int32(0), depth=jnp.int32(0), operand=jnp.asarray(ZERO), product=entries(ONE),
-      total=entries(ZERO), divides=jnp.zeros(MAX_DEPTH, bool), undefined=jnp.bool_(False), calls=calls,
+      mode=jnp.int32(_START), typed=jnp.int32(0), depth=jnp.int32(0), operand=jnp.asarray(ZERO), product=ones,
+      total=zeros, divides=jnp.zeros(MAX_DEPTH, bool), undefined=jnp.bool_(False), calls=calls,
   )
 
 
@@ -114,7 +114,10 @@ def _type(state: Calculation, symbol: jax.Array) -> Calculation:
   signed = residues.multiply(jnp.where(ends_product, ONE, product), jnp.where(symbol == _MINUS, MINUS_ONE, ONE))
 
   entry = jnp.arange(MAX_DEPTH)
-  put = lambda stack, at, value: jnp.where((entry == at).reshape(-1, *[1] * (stack.ndim - 1)), value, stack)  # noqa: E731
+
+  def put(stack, at, value):
+    return jnp.where((entry == at).reshape(-1, *[1] * (stack.ndim - 1)), value, stack)
+
   inner = jnp.where(opens, k + 1, -1)
   return Calculation(
       mode=jnp.asarray(_LEADS)[mode, jnp.asarray(_CLASS)[symbol]],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
 from earl_jax.environments.base import Observation, observation_table, Phrasing, require_joins
-from earl_jax.environments.hidden_items import HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS, select
+from earl_jax.environments.hidden_items import choose_item, HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS
 
 # ` is` begins all four, so that each takes its head row from its second token.
 _PROPERTIES = tuple(ActionSpec(f' is {word}', init_token=1) for word in ('negative', 'positive', 'even', 'odd'))
@@ -40,4 +40,4 @@ class Check(ItemEnvironment):
     answers = jnp.stack([value < 0, value > 0, value % 2 == 0, value % 2 != 0])
     row = answers[action - MAX_ITEMS].astype(jnp.int32)
     observation = Observation(jnp.asarray(self._tokens)[row], jnp.where(closes, jnp.asarray(self._lengths)[row], 0))
-    return observation, select(state, action, valid), closes
+    return observation, choose_item(state, action, valid), closes

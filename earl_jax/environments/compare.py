@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
 from earl_jax.environments.base import Observation, observation_table, Phrasing, require_joins
-from earl_jax.environments.hidden_items import HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS, select
+from earl_jax.environments.hidden_items import choose_item, HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS
 
 _RELATIONS = '<=>'
 
@@ -44,7 +44,7 @@ class Compare(ItemEnvironment):
 
     items = jnp.arange(MAX_ITEMS)
     pair = (items == first)[:, None] & (items == second)
-    next_state = select(state, action, valid)._replace(
+    next_state = choose_item(state, action, valid)._replace(
         compared=state.compared | (closes & (pair | pair.T)), comparisons=state.comparisons + closes
     )
     return observation, next_state, closes

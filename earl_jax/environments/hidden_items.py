@@ -64,7 +64,7 @@ class ItemEnvironment(Environment):
     return (items < state.count) & (items != state.selected)
 
 
-def select(state: HiddenItems, action: jax.Array, valid: jax.Array) -> HiddenItems:
+def choose_item(state: HiddenItems, action: jax.Array, valid: jax.Array) -> HiddenItems:
   """Remembers the first action of a call, forgets it at the second; an invalid action changes nothing."""
   selected = jnp.where(state.selected < 0, action, -1)
   return state._replace(selected=jnp.where(valid, selected, state.selected))

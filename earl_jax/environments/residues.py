@@ -92,7 +92,9 @@ def decimal(a: jax.Array, integers: int, decimals: int, wanted: jax.Array) -> tu
   """
   (numerator, denominator), signs = jax.vmap(_to_limbs)(a)
   # Long division in base 10^8: each step tries all ten digits at once.
-  wide = lambda limbs: limbs[::2] + _BASE * limbs[1::2]  # noqa: E731
+  def wide(limbs):
+    return limbs[::2] + _BASE * limbs[1::2]
+
   divisor = wide(jnp.roll(denominator, integers // 4))
   digit = np.arange(10, dtype=np.int32)[:, None]
   count = integers + decimals

@@ -6,7 +6,7 @@ import numpy as np
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
 from earl_jax.environments.base import concatenate, Observation, observation_table, Phrasing, require_joins
-from earl_jax.environments.hidden_items import HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS, select
+from earl_jax.environments.hidden_items import choose_item, HiddenItems, ItemEnvironment, ITEMS, MAX_ITEMS
 
 # First rows of the table of pieces: items with more to come, items that end the list, and what stands before it and
 # between the two chosen.
@@ -51,5 +51,5 @@ class Swap(ItemEnvironment):
     lengths = jnp.where(written, jnp.asarray(self._lengths)[rows], 0)
     observation = concatenate(list(zip(jnp.asarray(self._tokens)[rows], lengths)), self.max_observation)
 
-    next_state = select(state, action, valid)._replace(sequence=sequence, swaps=state.swaps + closes)
+    next_state = choose_item(state, action, valid)._replace(sequence=sequence, swaps=state.swaps + closes)
     return observation, next_state, closes

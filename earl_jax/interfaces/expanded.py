@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.action_space import ActionSpace, Encode, LANGUAGE
+from earl_jax.config import UserError
 from earl_jax.environments.base import Environment
 from earl_jax.tasks.base import Call
 
@@ -78,6 +79,8 @@ class ExpandedInterface:
       if isinstance(step, str):
         ids += encode(step)
       else:
+        if step.environment not in names:
+          raise UserError(f'a demonstration calls {step.environment!r}; the environments are {", ".join(names)}')
         k = names.index(step.environment)
         actions = self.space.environment_actions[k][list(step.actions)]
         ids += self.route(k) + (self.space.vocab_size + actions).tolist()

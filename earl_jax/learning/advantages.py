@@ -1,5 +1,6 @@
 """Advantages from rewards. No model here."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +19,7 @@ def group_advantages(rewards: jax.Array, kind: str = 'grpo') -> jax.Array:
   Returns:
     float32[G, n].
   """
+  chex.assert_rank(rewards, 2)
   n = rewards.shape[1]
   # Seen from the first one, equal rewards are exactly 0; their mean may round, and the tiny std would magnify that.
   rewards = rewards - rewards[:, :1]
@@ -36,4 +38,5 @@ def counterfactual_advantages(advantages, rewards, counterfactual_rewards, rewri
 
   All float32 of one shape; rewritten bool (paper, CPO).
   """
+  chex.assert_equal_shape([advantages, rewards, counterfactual_rewards, rewritten])
   return jnp.where(rewritten, counterfactual_rewards - rewards, advantages)

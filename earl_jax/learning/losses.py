@@ -1,5 +1,6 @@
 """Losses per decision. No model here. Everything is float32[B, T]; the caller masks and averages."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -16,5 +17,6 @@ def clipped_surrogate(log_ratio, advantages, clip_low: float, clip_high: float, 
 
 def kl_k3(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
   """Schulman's k3 estimate of KL(policy || reference) from one sample: exp(d) - d - 1, d = log q - log p."""
+  chex.assert_equal_shape([log_probs, reference_log_probs])
   difference = reference_log_probs - log_probs
   return jnp.exp(difference) - difference - 1

@@ -1,6 +1,5 @@
 """The update: state, loss over decisions, and one jitted step over a whole rollout batch."""
 
-from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -11,13 +10,11 @@ import optax
 
 from earl_jax.acting import policy
 from earl_jax.acting.masked import masked_sum
-from earl_jax.acting.rollout import previous_hidden
-from earl_jax.acting.trajectory import Trajectory
-from earl_jax.action_space import ActionSpace
-from earl_jax.config import AlgorithmConfig, OptimizerConfig
+from earl_jax.acting.scoring import score, Scoring
+from earl_jax.config import AlgorithmConfig, Config
 from earl_jax.devices.sharding import by_row, tree_shardings
 from earl_jax.learning import losses
-from earl_jax.model.transformer import ModelConfig
+from earl_jax.learning.batches import at_width, Batch, Split
 
 
 class TrainState(NamedTuple):
@@ -28,85 +25,41 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
-class Batch(NamedTuple):
-  """A rollout batch ready for the update.
-
-  Attributes:
-    trajectory: [B, T, …].
-    advantages: float32[B].
-    reference_log_probs: float32[B, T], of the reference policy over V alone; zeros where there is no KL term.
-    imitate: bool[B], the row is a demonstration: it is made likelier whatever its advantage.
-  """
-
-  trajectory: Trajectory
-  advantages: jax.Array
-  reference_log_probs: jax.Array
-  imitate: jax.Array
-
-  def cut(self, slots: int) -> 'Batch':
-    """The first `slots` slots."""
-    reference = self.reference_log_probs[:, :slots]
-    return self._replace(trajectory=self.trajectory.cut(slots), reference_log_probs=reference)
-
-
-def make_optimizer(config: OptimizerConfig, total: int) -> optax.GradientTransformation:
-  """AdamW after global-norm clipping; `total` optimizer steps in the whole run."""
-  warm, decay = config.warmup, int(total * config.decay)
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """AdamW after global-norm clipping, with the schedule that `OptimizerConfig` describes over the whole run."""
+  optimizer, total = config.optimizer, config.steps * config.algorithm.mini_batches
+  warm, decay = optimizer.warmup, int(total * optimizer.decay)
   rate = optax.join_schedules(
       [
-          optax.linear_schedule(0.0 if warm else config.learning_rate, config.learning_rate, max(warm, 1)),
-          optax.constant_schedule(config.learning_rate),
-          optax.linear_schedule(config.learning_rate, 0.0, max(decay, 1)),
+          optax.linear_schedule(0.0 if warm else optimizer.learning_rate, optimizer.learning_rate, max(warm, 1)),
+          optax.constant_schedule(optimizer.learning_rate),
+          optax.linear_schedule(optimizer.learning_rate, 0.0, max(decay, 1)),
       ],
       [warm, max(total - decay, warm)],
   )
   return optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+      optax.clip_by_global_norm(optimizer.clip_norm),
+      optax.adamw(rate, b1=optimizer.b1, b2=optimizer.b2, weight_decay=optimizer.weight_decay),
   )
 
 
 def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first update."""
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def half_width(slots: int, prompt_length: int) -> int:
-  """Slots of a prompt and half of its response."""
-  return prompt_length + -(-(slots - prompt_length) // 2)
-
-
-def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_length: int) -> Any:
-  """`f` of rows cut after half of the response, if that holds all that was decoded, or of whole rows.
-
-  Two widths, not more: each is another copy of the model to compile, forwards and backwards.
-
-  Args:
-    f: gives values of the same shapes at both widths.
-    rows: a Trajectory or a Batch.
-    trajectory: `rows`, or that of the batch.
-  """
-  half = half_width(trajectory.slots, prompt_length)
-  return jax.lax.cond(jnp.max(trajectory.end) <= half, lambda rows: f(rows.cut(half)), f, rows)
-
-
-def score(
-    params: policy.Params, model: ModelConfig, space: ActionSpace, trajectory: Trajectory, *, prompt_length: int,
-    shared: int = 1, temperature: float = 1.0,
-) -> policy.Scores:
-  """The policy's scores of recorded decisions, from one forward pass.
-
-  Arguments as in `rollout.previous_hidden` and, the temperature, `policy.distribution`.
-  """
-  hidden = previous_hidden(model, params, trajectory, prompt_length=prompt_length, shared=shared)
-  response = (x[:, prompt_length:] for x in (trajectory.actions, trajectory.language, trajectory.legal))
-  scores = policy.score_decisions(params, space, hidden, *response, temperature)
-  return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (prompt_length, 0)]), scores)  # nothing is decided in a prompt
+def abstract_state(params: policy.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+  """Shapes and shardings of the state; `params` may be shapes too."""
+  shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
+  return jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes,
+      tree_shardings(mesh, shapes),
+  )
 
 
 def loss_and_metrics(
-    params, batch: Batch, total, *, model: ModelConfig, space: ActionSpace, config: AlgorithmConfig, prompt_length: int,
-    shared: int = 1, temperature: float = 1.0,
-):
+    params: policy.Params, batch: Batch, total: jax.Array, *, scoring: Scoring, config: AlgorithmConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum over the rows' decisions, divided by `total`, the decisions of the whole mini-batch.
 
     clipped surrogate  +  kl * k3(language decisions)  -  entropy * H
@@ -115,9 +68,7 @@ def loss_and_metrics(
   mini-batch, however it is split.
   """
   trajectory = batch.trajectory
-  scores = score(
-      params, model, space, trajectory, prompt_length=prompt_length, shared=shared, temperature=temperature
-  )
+  scores = score(params, trajectory, scoring)
   decisions = trajectory.decisions
   log_ratio = jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0)
   surrogate = losses.clipped_surrogate(
@@ -125,9 +76,12 @@ def loss_and_metrics(
   )
   surrogate = jnp.where(batch.imitate[:, None], -scores.log_probs, surrogate)
   free = decisions & ~batch.imitate[:, None]
-  tokens = free & (trajectory.actions < space.vocab_size)
+  tokens = free & (trajectory.actions < scoring.space.vocab_size)
   kl = losses.kl_k3(scores.vocabulary_log_probs, batch.reference_log_probs)
-  mean = lambda x, mask: masked_sum(x, mask) / total  # noqa: E731
+
+  def mean(x, mask):
+    return masked_sum(x, mask) / total
+
   loss = mean(surrogate, decisions)
   metrics = {
       'entropy': mean(scores.entropy, decisions),
@@ -141,63 +95,46 @@ def loss_and_metrics(
   return loss, {'loss': loss} | metrics
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=('optimizer', 'model', 'space', 'config', 'mesh', 'prompt_length', 'shared', 'temperature'),
-    donate_argnames='state',
-)
+@functools.partial(jax.jit, static_argnames=('optimizer', 'scoring', 'config', 'mesh'), donate_argnames='state')
 def update_step(
     state: TrainState,
     batch: Batch,
-    order: jax.Array,
-    counts: jax.Array,
+    split: Split,
     *,
     optimizer: optax.GradientTransformation,
-    model: ModelConfig,
-    space: ActionSpace,
+    scoring: Scoring,
     config: AlgorithmConfig,
     mesh: Mesh,
-    prompt_length: int,
-    shared: int = 1,
-    temperature: float = 1.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
 
   State and batch lie on `mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new state does again.
 
-  Args:
-    order: int32[mini_batches, micro-batches, rows]: which rows go where. Every `shared` of them, side by side, have
-      the same prompt, and it is read once for them.
-    counts: int32[mini_batches]: how many micro-batches of each are worked through. The others still count in the
-      average: leaving out rows with advantage 0 leaves the surrogate's gradient as it is.
-
   Returns:
     the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
   """
-  settings = dict(
-      model=model, space=space, config=config, prompt_length=prompt_length, shared=shared, temperature=temperature
-  )
-  loss = functools.partial(loss_and_metrics, **settings)
+  loss = functools.partial(loss_and_metrics, scoring=scoring, config=config)
   grad = jax.grad(loss, has_aux=True)
 
-  def mini_batch(state: TrainState, inputs):
-    order, count = inputs
-    total = jnp.maximum(jnp.sum(batch.trajectory.decisions[order.reshape(-1)]), 1)
+  def mini_batch(state: TrainState, split: Split):
+    total = jnp.maximum(jnp.sum(batch.trajectory.decisions[split.rows.reshape(-1)]), 1)
 
     def micro_batch(i, sums):
-      rows = jax.tree.map(lambda x: x[order[i]], batch)
-      grads = at_width(lambda rows: grad(state.params, rows, total), rows, rows.trajectory, prompt_length)
+      rows = jax.tree.map(lambda x: x[split.rows[i]], batch)
+      grads = at_width(
+          lambda rows: grad(state.params, rows, total), rows, rows.trajectory, scoring.prompt_length
+      )
       return jax.tree.map(jnp.add, sums, grads)
 
-    _, metrics = jax.eval_shape(loss, state.params, jax.tree.map(lambda x: x[order[0]], batch), total)
+    _, metrics = jax.eval_shape(loss, state.params, jax.tree.map(lambda x: x[split.rows[0]], batch), total)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, metrics))
-    grads, metrics = jax.lax.fori_loop(0, count, micro_batch, zeros)
+    grads, metrics = jax.lax.fori_loop(0, split.counts, micro_batch, zeros)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
   shardings = tree_shardings(mesh, state)
   batch = jax.lax.with_sharding_constraint(batch, by_row(mesh))
-  state, metrics = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), (order, counts))
+  state, metrics = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), split)
   state = jax.lax.with_sharding_constraint(state, shardings)
   return state, jax.tree.map(jnp.mean, metrics)

@@ -27,7 +27,7 @@ __all__ = ['load_params', 'locate', 'read_config', 'replacing', 'save_checkpoint
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'  # of a checkpoint in several files
-CHUNK = 2**20  # bytes read at a time
+READ_BYTES = 2**20  # at a time
 
 # Path in our tree -> (name there, axes there, axes here). Axis letters as in transformer.py. `NH D` means that N and H
 # are one axis there: torch keeps the weight of a Linear as [out, in], heads flattened.
@@ -118,7 +118,7 @@ def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict
       for at, layer in enumerate(range(shape[0])[index[0]] if stacked else [None]):
         name, there, here = _source(path, layer)
         part, cut = (out[at], index[1:]) if stacked else (out, index)
-        _read(folder / files[name], name, _axis_sizes(config), there, here, cut, part)
+        _read(folder / files[name], name, sizes=_axis_sizes(config), there=there, here=here, index=cut, out=part)
       return out
 
     return read([slice(None)] * len(shape)) if places is None else _place(shape, places[path], read)
@@ -142,7 +142,8 @@ def _place(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callab
 
 
 def _read(
-    path: pathlib.Path, name: str, sizes: dict[str, int], there: str, here: str, index: list[slice], out: np.ndarray
+    path: pathlib.Path, name: str, *, sizes: dict[str, int], there: str, here: str, index: list[slice],
+    out: np.ndarray,
 ) -> None:
   """Fills `out` with the part `index` of a tensor, both along the axes `here`. A joined axis is cut along its first."""
   groups, cut = there.split(), dict(zip(here, index))
@@ -151,7 +152,7 @@ def _read(
   columns = [slice(cut[g[0]].start * n, cut[g[0]].stop * n) for g, n in zip(groups[1:], rest[1:])]
   target = out.transpose([here.index(a) for a in axes])
   rows = cut[axes[0]]
-  step = max(1, CHUNK // (4 * math.prod(sizes[a] for a in axes[1:])))
+  step = max(1, READ_BYTES // (4 * math.prod(sizes[a] for a in axes[1:])))
   for first in range(rows.start, rows.stop, step):
     last = min(first + step, rows.stop)
     # Opened for every piece: pages of an open file stay in memory, and come to the whole file in the end.

@@ -142,7 +142,7 @@ class Block(nn.Module):
       )
       k = jax.lax.dynamic_index_in_dim(cache.keys, layer, keepdims=False)
       v = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
-    return (remat(_attend)(self, x, q, k, v, mask), cache), None
+    return (remat(_attend)(self, x, (q, k, v), mask), cache), None
 
   def dense(self, features, name, axis=-1, use_bias=False):
     init = nn.initializers.normal(0.02)
@@ -165,9 +165,9 @@ def _project(block: Block, x, positions):
   return tuple(constrain(y, 'rows', None, axis) for y, axis in zip((q, k, v), heads))
 
 
-def _attend(block: Block, x, q, k, v, mask):
+def _attend(block: Block, x, qkv, mask):
   """x [B, S, D] after attention of q [B, S, N, H] to k, v [B, T, K, H], and after the feed-forward part."""
-  c = block.config
+  c, (q, k, v) = block.config, qkv
   b, s, n, h = q.shape
   # The queries that share a head of keys are rows of one matrix product. The softmax is divided out after the second
   # product, where there is less to divide.

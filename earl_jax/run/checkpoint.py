@@ -1,14 +1,12 @@
-"""Saving and resuming a run: Orbax checkpoints, and the claim a run lays on its working folder.
+"""Saving and resuming a run: Orbax checkpoints.
 
-    workdir/config.json, versions.json    what the run is (`claim_workdir`)
-    workdir/checkpoints/<step>/           state and meta after <step> updates (`Checkpointer`)
-    workdir/imitated/<step>/              parameters at the end of an imitation, the reference policy from there on
+    workdir/checkpoints/<step>/    state and meta after <step> updates (`Checkpointer`)
+    workdir/imitated/<step>/       parameters at the end of an imitation, the reference policy from there on
 """
 
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 import zlib
 
@@ -18,8 +16,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from earl_jax.config import UserError
+from earl_jax.run.workdir import require_writable
 
-__all__ = ['abstract', 'Checkpointer', 'claim_workdir', 'write_atomically']
+__all__ = ['Checkpointer', 'keep_reference', 'restore_reference']
 
 PyTree = Any
 Meta = dict[str, Any]  # what JSON can hold
@@ -51,7 +50,7 @@ class Checkpointer:
     if read_only:
       options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
-      _require_writable(self._directory)
+      require_writable(self._directory)
       options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a read-only manager is read-only
@@ -156,11 +155,6 @@ class Checkpointer:
     return restored.state, meta
 
 
-def abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
-  """What `Checkpointer.restore` takes: arrays or their shapes, and a sharding for each."""
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
 def _checksum(state: PyTree, meta: Meta) -> list[int]:
   """Checksums of state and meta. Orbax detects files cut short, but not a flipped bit in the array data."""
   return [int(_sum_bits(state)), zlib.crc32(json.dumps(meta).encode())]
@@ -178,72 +172,21 @@ def _sum_bits(state: PyTree) -> jax.Array:
   return total
 
 
-def claim_workdir(
-    workdir: str | os.PathLike, config_dict: dict[str, Any], versions: dict[str, int], ignore: tuple[str, ...] = ()
-) -> None:
-  """Makes `workdir` this run's folder, or checks that it already is.
+def keep_reference(workdir: str | os.PathLike, step: int, params: PyTree) -> None:
+  """Saves what an imitation of `step` steps led to: from there on it is the reference policy."""
+  with Checkpointer(workdir, 'imitated', keep=1) as checkpointer:
+    checkpointer.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
+    checkpointer.save(step, params, {})  # does nothing if a run that was killed then had come as far
 
-  Writes config.json and versions.json at first use and leaves them unchanged afterwards.
 
-  Args:
-    workdir: created if need be.
-    config_dict: the run's configuration; nested dicts of JSON values.
-    versions: environment name -> version.
-    ignore: dotted config fields that a resumed run may change (`total_steps`, `log` with all below it).
+def restore_reference(workdir: str | os.PathLike, abstract_params: PyTree) -> PyTree:
+  """What `keep_reference` saved; `abstract_params` as in `Checkpointer.restore`.
 
   Raises:
-    UserError: the folder cannot be written to, or belongs to a run with another configuration or other versions.
+    UserError: it is not there or cannot be read.
   """
-  workdir = pathlib.Path(workdir).absolute()
-  _require_writable(workdir)
-  for path, value, skip in (
-      (workdir / 'config.json', config_dict, ignore),
-      (workdir / 'versions.json', versions, ()),
-  ):
-    if path.exists():
-      _require_equal(path, value, skip)
-    elif jax.process_index() == 0:
-      write_atomically(path, json.dumps(value, indent=2) + '\n')
-
-
-def _require_equal(path: pathlib.Path, value: dict[str, Any], ignore: tuple[str, ...]) -> None:
-  try:
-    stored = _flatten(json.loads(path.read_text()))
-  except ValueError as error:
-    raise UserError(f'{path} is not readable as JSON ({error}); use another --workdir') from error
-  given = _flatten(value)
-  for field in sorted(stored | given):
-    if any(field == name or field.startswith(name + '.') for name in ignore):
-      continue
-    was, now = stored.get(field, 'absent'), given.get(field, 'absent')
-    if was != now:
-      raise UserError(
-          f'{path}: {field} was {was} in this workdir and is {now} now; use another --workdir or the same config'
-      )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, str]:
-  """{'a': {'b': (1, 2)}} -> {'a.b': '[1, 2]'}: dotted field -> JSON text."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict) and value:
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[f'{prefix}{key}'] = json.dumps(value)
-  return flat
-
-
-def _require_writable(directory: pathlib.Path) -> None:
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):  # permission bits alone miss read-only file systems
-      pass
-  except OSError as error:
-    raise UserError(f'{directory}: cannot write there ({error.strerror}); choose another --workdir') from error
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes `path` so that whoever reads it, also after a kill, sees all of the old text or all of the new."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
+  with Checkpointer(workdir, 'imitated', keep=1) as checkpointer:
+    found = checkpointer.restore(abstract_params)
+  if found is None:
+    raise UserError(f'{workdir}/imitated: the reference policy of this run is missing; restore it or begin anew')
+  return found[1]

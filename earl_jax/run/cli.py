@@ -13,12 +13,13 @@ import ml_collections
 from ml_collections import config_flags
 
 from earl_jax import config as config_lib
+from earl_jax import finder
 from earl_jax.config import Config, UserError
 
-__all__ = ['prepare_jax', 'read_config', 'run']
+__all__ = ['define_config', 'prepare_jax', 'read_config', 'start']
 
 
-def run(
+def start(
     main: Callable[[flags.FlagValues], int | None],
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     argv: Sequence[str] | None = None,
@@ -46,6 +47,19 @@ def run(
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+
+
+def define_config(values: flags.FlagValues, argv: list[str], default: str | None = None) -> None:
+  """Adds --config and --config.<field>.
+
+  As Python does for a script, what lies beside a config file can be imported by it, and tasks be found there.
+  """
+  paths = [path for path in (_config_path(argv), (default or '').partition(':')[0]) if path]
+  finder.look_in([str(pathlib.Path(path).resolve().parent) for path in paths])
+  config_flags.DEFINE_config_file(
+      'config', default, 'Config file. Any field of it can be set: --config.optimizer.learning_rate=1e-4.',
+      flag_values=values, sys_argv=argv,
+  )
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> None:
@@ -78,8 +92,8 @@ def _check_field(argument: str) -> None:
 
 def _describe(error: BaseException, argv: list[str]) -> str:
   """What went wrong while the flags were parsed, with the line of the user's config file if it began there."""
-  flag = next((a for a in argv if a.lstrip('-').startswith('config=')), '')
-  path = flag.partition('=')[2].partition(':')[0]
+  flag = next((a for a in argv if a.lstrip('-').startswith('config=')), '--config')
+  path = _config_path(argv)
   if isinstance(error, OSError):
     return f'{flag}: no such file; give the path of a config file'
   for cause in _causes(error):
@@ -90,6 +104,13 @@ def _describe(error: BaseException, argv: list[str]) -> str:
     if inside:
       return f'{path}, line {inside[-1].lineno}: {inside[-1].line}: {_one_line(cause)}'
   return _one_line(error) if isinstance(error, flags.Error) else f'{flag}: {_one_line(error)}'
+
+
+def _config_path(argv: Sequence[str]) -> str:
+  """The file that --config names, without what comes after the colon; '' if there is none."""
+  values = [argument.partition('=')[2] for argument in argv if argument.lstrip('-').startswith('config=')]
+  values += [value for flag, value in zip(argv, argv[1:]) if flag in ('--config', '-config')]
+  return values[0].partition(':')[0] if values else ''
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

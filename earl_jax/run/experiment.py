@@ -1,4 +1,4 @@
-"""What training and evaluation share: tokenizer, model, tasks and interface of a run, and its prompts and outcomes."""
+"""The fixed parts of a run, tokenizer, model, tasks and interface, and how episodes are played with them."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,26 +7,30 @@ import pathlib
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 import numpy as np
 
+from earl_jax import finder
 from earl_jax.acting import policy
 from earl_jax.acting import rollout as rollout_lib
-from earl_jax.acting.trajectory import Trajectory
+from earl_jax.acting.prompts import Prompts
+from earl_jax.acting.rollout import Decoding, Replay
+from earl_jax.acting.scoring import Scoring
+from earl_jax.acting.trajectory import Trajectory, walk
 from earl_jax.config import Config, UserError
 from earl_jax.devices import processes, sharding
-from earl_jax.environments import base as environments_base
+from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
-from earl_jax.learning.batches import shared_rows
+from earl_jax.learning.batches import rows_per_prompt
 from earl_jax.model import hf, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
-from earl_jax.tasks.base import Example, make_task, Outcome, Task
+from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
-FEWEST = 64
+MIN_ROWS = 64
 INTERFACES = {'expanded': ExpandedInterface, 'tagged': TaggedInterface}
 EMBEDDED = pathlib.Path(__file__).parents[1] / 'base_model' / 'checkpoint'
 
@@ -52,24 +56,54 @@ class Experiment:
     return self.config.rollout.prompt_length + self.config.rollout.response_length
 
   @property
-  def scoring(self) -> dict[str, Any]:
-    """What programs that score or learn from trajectories have to know of the run, as keyword arguments."""
-    return dict(
-        model=self.model, space=self.interface.space, prompt_length=self.config.rollout.prompt_length,
-        shared=shared_rows(self.config), temperature=self.config.rollout.temperature,
+  def rows(self) -> NamedSharding:
+    """How the rows of a batch are shared out over the mesh."""
+    return sharding.by_row(self.mesh)
+
+  @property
+  def scoring(self) -> Scoring:
+    """What programs that score or learn from trajectories have to know of the run."""
+    return Scoring(
+        self.model, self.interface.space, self.config.rollout.prompt_length,
+        rows_per_prompt=rows_per_prompt(self.config), temperature=self.config.rollout.temperature,
+    )
+
+  def decoding(self, group: int = 1, temperature: float = 1.0) -> Decoding:
+    """What the decode loop has to know of the run."""
+    return Decoding(
+        model=self.model, interface=self.interface, eos=self.tokenizer.eos_token_id,
+        pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
+        min_rows=MIN_ROWS if self.mesh.size == 1 else None,
     )
 
   @property
+  def goal(self) -> list[Task]:
+    """The tasks of the last stage: what the run is about."""
+    return [task for task, _ in self.stages[-1]]
+
+  @property
+  def tasks(self) -> list[Task]:
+    """All tasks of the curriculum, one of each label."""
+    return list({task.label: task for stage in self.stages for task, _ in stage}.values())
+
+  @property
   def environment_versions(self) -> dict[str, int]:
+    """Environment name -> version."""
     return {e.spec.name: e.version for e in self.interface.environments}
 
-  def offered(self, tasks: list[Task]) -> np.ndarray:
+  @property
+  def modules(self) -> dict[str, str]:
+    """Module -> folder, of tasks and environments that are not this package's."""
+    classes = [type(task) for task in self.tasks] + [e for task in self.tasks for e in environments_of(task)]
+    return finder.sources(classes)
+
+  def offered(self, tasks: Sequence[Task]) -> np.ndarray:
     """bool[G, R]: which environments the tasks offer."""
     names = [e.spec.name for e in self.interface.environments]
-    return np.array([[name in task.environments for name in names] for task in tasks])
+    return np.array([[name in _offered_names(task) for name in names] for task in tasks])
 
-  def encode_prompts(self, tasks: list[Task], examples: Sequence[Example]) -> rollout_lib.Prompts:
-    """Left-padded prompts, on the mesh. Tasks of another family leave the instance fields they lack at 0.
+  def encode_prompts(self, tasks: Sequence[Task], examples: Sequence[Example]) -> Prompts:
+    """Left-padded prompts, on the mesh. Instance fields that a task lacks are 0.
 
     Of several processes each encodes the prompts on its devices, and looks at no other example but the first of every
     task.
@@ -80,17 +114,14 @@ class Experiment:
     length = self.config.rollout.prompt_length
     tokens = np.full((len(examples), length), self.tokenizer.pad_token_id or 0, np.int32)
     start = np.zeros(len(examples), np.int32)
-    first = {task.label: row for row, task in reversed(list(enumerate(tasks)))}
+    first = {task.label: examples[row] for row, task in reversed(list(enumerate(tasks)))}
     instance = {
         key: np.zeros((len(examples), *np.shape(value)), np.asarray(value).dtype)
-        for row in first.values() for key, value in examples[row].instance.items()
+        for key, value in self.instance_fields(first).items()
     }
-    by_row = sharding.by_row(self.mesh)
-    for row in processes.held_rows(by_row, len(examples)):
+    for row in processes.held_rows(self.rows, len(examples)):
       task, example = tasks[row], examples[row]
-      told = self.interface.instructions(task.environments) if self.config.instructions else ''
-      system = f'{example.system} {told}'.strip()
-      ids = _cached_prompt(self.tokenizer, system, example.user, task.assistant_start)
+      ids = self.prompt(task, example)
       if len(ids) > length:
         raise UserError(
             f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; '
@@ -100,24 +131,24 @@ class Experiment:
       tokens[row, start[row]:] = ids
       for key, value in example.instance.items():
         instance[key][row] = value
-    return processes.place(rollout_lib.Prompts(tokens, start, instance, self.offered(tasks)), by_row)
+    return processes.place(Prompts(tokens, start, instance, self.offered(tasks)), self.rows)
 
-  def rollout(self, params, prompts, row_ids, key, replay=None, *, group=1, temperature=1.0) -> Trajectory:
-    """`rollout.rollout` with this run's shapes; rows are shared out over the mesh."""
-    row_ids = processes.place(np.asarray(row_ids, np.int32), sharding.by_row(self.mesh))
+  def prompt(self, task: Task, example: Example) -> list[int]:
+    """The token ids of one problem."""
+    told = self.interface.instructions(_offered_names(task)) if self.config.instructions else ''
+    return _cached_prompt(self.tokenizer, f'{example.system} {told}'.strip(), example.user, task.assistant_start)
+
+  def rollout(
+      self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array,
+      replay: Replay | None = None, *, decoding: Decoding | None = None,
+  ) -> Trajectory:
+    """`rollout.rollout` under this run's mesh, over which rows are shared out; with `decoding()` by default."""
+    row_ids = processes.place(np.asarray(row_ids, np.int32), self.rows)
     with jax.set_mesh(self.mesh):
-      return self.decoder(group, temperature)(params, prompts, row_ids, key, replay)
-
-  def decoder(self, group: int = 1, temperature: float = 1.0) -> functools.partial:
-    """`rollout.rollout` with this run's settings, to be called under its mesh."""
-    return functools.partial(
-        rollout_lib.rollout, config=self.model, interface=self.interface, eos=self.tokenizer.eos_token_id,
-        pad=self.tokenizer.pad_token_id or 0, group=group, slots=self.slots, temperature=temperature,
-        fewest=FEWEST if self.mesh.size == 1 else None,
-    )
+      return rollout_lib.rollout(params, prompts, row_ids, key, replay, decoding=decoding or self.decoding())
 
   def outcomes(
-      self, tasks: list[Task], examples: Sequence[Example], trajectory: Trajectory,
+      self, tasks: Sequence[Task], examples: Sequence[Example], trajectory: Trajectory,
       problems: np.ndarray | None = None,
   ) -> list[Outcome]:
     """Scores the first rows of a trajectory; of several processes each scores those that are its own.
@@ -129,52 +160,73 @@ class Experiment:
       problems: int[rows], which of `tasks` and `examples` each row belongs to; one after the other by default.
     """
     problems = np.arange(len(tasks)) if problems is None else problems
-    rows = processes.own_rows(sharding.by_row(self.mesh), len(trajectory.end))
+    rows = processes.own_rows(self.rows, len(trajectory.end))
     rows = rows[rows < len(problems)]
-    states, finished, tokens, end, actions, language = processes.fetch((
-        trajectory.states, trajectory.finished, trajectory.tokens, trajectory.end, trajectory.actions,
-        trajectory.language,
-    ), rows)
-    length = self.config.rollout.prompt_length
+    # What outcomes depend on; the rest of the trajectory stays on its devices.
+    read = trajectory._replace(start=(), legal=(), log_probs=(), route_scores=())
+    read, length = processes.fetch(read, rows), self.config.rollout.prompt_length
     results = []
     for row, problem in enumerate(problems[rows]):
-      task, example = tasks[problem], examples[problem]
-      state = jax.tree.map(lambda x, row=row: x[row], states)
-      text = ''
+      task, example, episode = tasks[problem], examples[problem], read.row(row)
+      finished, text = bool(episode.finished), ''
       if task.reads_text:  # without the end-of-sequence token
-        text = self.tokenizer.decode(tokens[row, length : end[row] - finished[row]])
-      outcome = task.outcome(example.instance, state, text, bool(finished[row]))
-      free = language[row][actions[row] >= 0]
-      calls, returns = int(np.sum(free[:-1] & ~free[1:])), int(np.sum(~free[:-1] & free[1:]))
+        text = self.tokenizer.decode(episode.tokens[length : episode.end - finished])
+      outcome = task.outcome(example.instance, episode.states, text, finished)
+      decisions = walk(episode, self.interface.space)
       spent = {
-          'decisions': len(free), 'response_length': int(end[row]) - length, 'calls': calls,
-          'invalid_calls': calls - returns,
+          'decisions': len(decisions.slot), 'response_length': int(episode.end) - length, 'calls': decisions.calls,
+          'invalid_calls': decisions.calls - decisions.returns,
       }
       results.append(outcome._replace(metrics=outcome.metrics | spent))
     return [Outcome(*outcome) for outcome in processes.gather(results, rows, len(problems))]
 
   def render(self, trajectory: Trajectory, row: int) -> str:
     """One trajectory as text: prompt, then the response with what was written inside environments in [brackets]."""
-    tokens, actions, language, start, end = (
-        np.asarray(x[row]) for x in
-        (trajectory.tokens, trajectory.actions, trajectory.language, trajectory.start, trajectory.end)
-    )
-    length = self.config.rollout.prompt_length
-    decisions = np.flatnonzero(actions >= 0)
-    text = self.tokenizer.decode(tokens[start:length]) + '⏎'
-    vocab = self.interface.space.vocab_size
+    episode, space = trajectory.row(row), self.interface.space
+    text = self.tokenizer.decode(episode.tokens[episode.start : self.config.rollout.prompt_length]) + '⏎'
     open_call = False
-    for at, until in zip(decisions, [*decisions[1:], end]):
-      if language[at] and open_call:
+    for slot, until, _, language, environment in zip(*walk(episode, space)):
+      if language and open_call:
         text, open_call = text + ']', False
-      if language[at] and actions[at] >= vocab:
-        text, open_call = text + f'[{self.interface.space.specs[actions[at] - vocab].name}:', True
-      text += self.tokenizer.decode(tokens[at:until])
+      if language and environment:
+        text, open_call = text + f'[{space.specs[environment - 1].name}:', True
+      text += self.tokenizer.decode(episode.tokens[slot:until])
     return text + (']' if open_call else '')
+
+  def instance_fields(self, first: dict[str, Example] | None = None) -> dict[str, Any]:
+    """Key -> a value of its shape, of all tasks of the run and of those in `first`, label -> example.
+
+    The same in every batch, so that the decode loop is compiled once, and an environment finds its keys also where no
+    task of the batch has them.
+
+    Raises:
+      UserError: two tasks give a key in different shapes.
+    """
+    fields, givers = {}, {}
+    examples = dict(first or {})
+    for task in self.tasks:
+      if task.label not in examples:
+        examples[task.label] = task.example(self.config.seed, 'train', 0)
+    for label, example in examples.items():
+      for key, value in example.instance.items():
+        value = np.asarray(value)
+        known = fields.setdefault(key, value)
+        if (known.shape, known.dtype) != (value.shape, value.dtype):
+          raise UserError(
+              f'instance key {key!r}: task {givers[key]} gives {known.dtype}{list(known.shape)}, task {label} '
+              f'{value.dtype}{list(value.shape)}; rename one of the two'
+          )
+        givers.setdefault(key, label)
+    return fields
 
 
 # Chat templates are slow, and a small task asks the same few questions again and again.
 _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
+
+
+@functools.cache
+def _offered_names(task: Task) -> tuple[str, ...]:
+  return tuple(environment.spec.name for environment in environments_of(task))
 
 
 def model_folder(config: Config) -> pathlib.Path:
@@ -205,12 +257,52 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   stages = tuple(
       tuple((make_task(name, **options), share) for name, options, share in stage.tasks) for stage in config.curriculum
   )
-  names = dict.fromkeys(name for stage in stages for task, _ in stage for name in task.environments)
-  encode = functools.partial(tokenizer_lib.encode, tokenizer)
-  environments = [environments_base.find(name) for name in names]
+  environments = _environments_of_run([task for stage in stages for task, _ in stage])
   check_mesh(config, mesh)
+  encode = functools.partial(tokenizer_lib.encode, tokenizer)
   interface = INTERFACES[config.interface](len(tokenizer), environments, encode)
-  return Experiment(config, mesh, tokenizer, model, interface, stages)
+  experiment = Experiment(
+      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages
+  )
+  _check_instances(experiment)
+  return experiment
+
+
+def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:
+  """The environments that some task offers, in the order in which they are named.
+
+  Raises:
+    UserError: one cannot be found, or two have one name.
+  """
+  found: dict[str, type[Environment]] = {}
+  for task in tasks:
+    for environment in environments_of(task):
+      other = found.setdefault(environment.spec.name, environment)
+      if other is not environment:
+        raise UserError(
+            f'environment {environment.spec.name!r}: {other.__module__}.{other.__name__} and '
+            f'{environment.__module__}.{environment.__name__} have this name; rename one of the two'
+        )
+  return list(found.values())
+
+
+def _check_instances(experiment: Experiment) -> None:
+  """Raises UserError where an environment finds no key that it needs in the instances of a task that offers it.
+
+  Or where two tasks give a key in different shapes.
+  """
+  experiment.instance_fields()
+  environments = {e.spec.name: e for e in experiment.interface.environments}
+  for task in experiment.tasks:
+    instance = task.example(experiment.config.seed, 'train', 0).instance
+    for name in _offered_names(task):
+      try:
+        jax.eval_shape(environments[name].reset, instance)
+      except KeyError as error:
+        raise UserError(
+            f'task {task.label}: its instance has no {error.args[0]!r}, which the environment {name!r} needs; it has '
+            f'{", ".join(instance) or "nothing"}'
+        ) from None
 
 
 def set_up(config: Config) -> tuple[Experiment, policy.Params]:

@@ -1,5 +1,6 @@
 """What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line, samples. Process 0 only."""
 
+from collections.abc import Sequence
 import json
 import math
 import os
@@ -13,20 +14,20 @@ import numpy as np
 import tensorboardX
 from tqdm import auto as tqdm_auto
 
-from earl_jax.run.checkpoint import write_atomically
+from earl_jax.run.workdir import write_atomically
+from earl_jax.tasks.base import Column
 
-__all__ = ['MetricsWriter', 'Progress', 'write_samples']
+__all__ = ['MetricsWriter', 'ProgressBar', 'write_samples']
 
 # metric -> how the progress line shows it, in this order; metrics that are not given are left out
 SHOWN = {
     'stage': 'stage {}',
     'reward': 'reward {:.3f}',
-    'exact': 'exact {:.3f}',
-    'comparisons': 'comparisons {:.2f}',
+    'exact_match': 'exact {:.3f}',
     'calls': 'calls {:.2f}',
     'zero_reward_groups': 'zero-reward groups {:.0%}',
-    'tokens_per_second': '{:,.0f} tokens/s',
 }
+SPEED = {'tokens_per_second': '{:,.0f} tokens/s'}
 
 
 class MetricsWriter:
@@ -36,13 +37,16 @@ class MetricsWriter:
   of an uninterrupted one wherever the metrics are equal (timings are not).
   """
 
-  def __init__(self, workdir: str | os.PathLike, total_steps: int, resume_step: int = 0):
+  def __init__(
+      self, workdir: str | os.PathLike, total_steps: int, resume_step: int = 0, columns: Sequence[Column] = ()
+  ):
     """Opens the files.
 
     Args:
       workdir: the run's folder, which exists.
       total_steps: number of updates of the whole run.
       resume_step: the first step that will be written.
+      columns: what the progress line shows of the tasks' own metrics.
     """
     self._active = jax.process_index() == 0
     if not self._active:
@@ -52,7 +56,7 @@ class MetricsWriter:
       write_atomically(path, _lines_before(path, resume_step))
     self._file = path.open('a', encoding='utf-8')
     self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step, flush_secs=30)
-    self._progress = Progress(total_steps, resume_step)
+    self._bar = ProgressBar(total_steps, resume_step, columns)
 
   def __enter__(self):
     return self
@@ -77,14 +81,14 @@ class MetricsWriter:
     for name, value in values.items():
       if not isinstance(value, str):
         self._events.add_scalar(name, value, step)
-    self._progress.update(step, values)
+    self._bar.update(step, values)
 
   def close(self) -> None:
     """Flushes and closes the files."""
     if self._active:
       self._file.close()
       self._events.close()
-      self._progress.close()
+      self._bar.close()
 
 
 def _lines_before(path: pathlib.Path, step: int) -> str:
@@ -100,11 +104,14 @@ def _lines_before(path: pathlib.Path, step: int) -> str:
   return ''.join(kept)
 
 
-class Progress:
+class ProgressBar:
   """A progress bar in terminals and notebooks; elsewhere (a log file) a plain line now and then."""
 
-  def __init__(self, total_steps: int, resume_step: int = 0, interval: float = 30.0):
-    """Starts the clock. `interval`: seconds between plain lines."""
+  def __init__(
+      self, total_steps: int, resume_step: int = 0, columns: Sequence[Column] = (), interval: float = 30.0
+  ):
+    """Starts the clock. `interval`: seconds between plain lines; the rest as in `MetricsWriter`."""
+    self._forms = SHOWN | {column.metric: f'{column.metric} {column.form}' for column in columns} | SPEED
     self._total, self._resume, self._interval = total_steps, resume_step, interval
     self._start, self._last = time.monotonic(), -math.inf
     self._bar = None
@@ -112,9 +119,9 @@ class Progress:
       self._bar = tqdm_auto.tqdm(total=total_steps, initial=resume_step, unit='step', dynamic_ncols=True)
 
   def update(self, step: int, metrics: dict[str, Any]) -> None:
-    """Shows that step `step` (from 0) is done. Metrics that are not in `SHOWN` are ignored."""
+    """Shows that step `step` (from 0) is done. Metrics that have no form are ignored."""
     done = step + 1
-    text = ', '.join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
+    text = ', '.join(form.format(metrics[name]) for name, form in self._forms.items() if name in metrics)
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(done - self._bar.n)

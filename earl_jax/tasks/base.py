@@ -1,15 +1,19 @@
 """What a task is: a pure function of (seed, split, index), the environments it offers, and a reward."""
 
 import abc
+from collections.abc import Sequence
+import functools
 import hashlib
-import importlib
 import inspect
-import pkgutil
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from earl_jax import finder
 from earl_jax.config import UserError
+from earl_jax.environments import base as environments_base
+from earl_jax.environments.base import Environment
 
 SPLITS = ('train', 'test')
 SYSTEM = 'Think first, then answer.'  # the system message of the tasks in this package
@@ -23,8 +27,8 @@ class Example(NamedTuple):
   Attributes:
     system: system message.
     user: user message.
-    instance: what the environments' `reset` and the reward need. Keys are shared by all tasks of a family, so that a
-      batch may mix them.
+    instance: what the environments' `reset` and the reward need. A batch may mix tasks: where it lacks a key of another
+      task, that is 0.
   """
 
   system: str
@@ -37,12 +41,12 @@ class Outcome(NamedTuple):
 
   Attributes:
     reward: 0 unless the trajectory ended with the end-of-sequence token.
-    exact: the task is solved.
+    exact_match: the task is solved.
     metrics: named scalars to log and to average (comparisons, swaps, certified, …).
   """
 
   reward: float
-  exact: bool
+  exact_match: bool
   metrics: dict[str, float]
 
 
@@ -53,22 +57,37 @@ class Call(NamedTuple):
   actions: tuple[int, ...]
 
 
+class Column(NamedTuple):
+  """A metric of the outcomes that tables and the progress line show, and how (`'{:.2f}'`)."""
+
+  metric: str
+  form: str
+
+
 class Task(abc.ABC):
   """A task.
 
   Attributes:
-    name: what `make_task` finds the class by (`sort`).
-    label: names the task in metrics and configs, options included (`sort4`).
-    environments: names of the environments it offers.
+    name: what the class is found by (`sort`).
+    label: names the task in metrics and tables, options included (`sort4`).
+    environments: what it offers: names of environments, module paths or classes.
     assistant_start: how the assistant's turn is opened.
     reads_text: the outcome depends on the text, which is then decoded for it.
+    numbered: the option that a number at the end of a label sets (`n` of `sort4`); '' if there is none.
+    columns: what its table shows besides exact match and calls.
+    cost: the metric that says what a solution costs; pictures draw it below exact match.
+    proof: a metric that has to be 1, besides exact match, for a problem to count as solved; '' if there is none.
   """
 
   name: str
   label: str
-  environments: tuple[str, ...]
+  environments: tuple[str | type[Environment], ...]
   assistant_start = 'Let me solve this step by step.'
   reads_text = False
+  numbered = ''
+  columns: tuple[Column, ...] = ()
+  cost = 'calls'
+  proof = ''
 
   @abc.abstractmethod
   def example(self, seed: int, split: str, index: int) -> Example:
@@ -84,6 +103,15 @@ class Task(abc.ABC):
       UserError: the task has no solver.
     """
     raise UserError(f'task {self.label}: no demonstrations; leave it out of stages with imitate=True')
+
+  def problems(self) -> Sequence[Example] | None:
+    """Every problem there is; None where they are too many, and evaluation takes some of split 'test'."""
+    return None
+
+  def references(self, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+    """What the policy is compared with on these problems: name -> its mean of some metrics."""
+    del examples
+    return {}
 
   @abc.abstractmethod
   def outcome(self, instance: Instance, states: dict[str, Any], text: str, finished: bool) -> Outcome:
@@ -116,23 +144,80 @@ def split_of(problem: str) -> str:
   return 'test' if int.from_bytes(digest, 'big') % 10 == 0 else 'train'
 
 
-def make_task(name: str, **options: Any) -> Task:
-  """The task whose class is called `name`, in whichever module of this package, with its options.
+def make_task(named: str | type[Task], **options: Any) -> Task:
+  """The task that `named` stands for, its name, a module path or a class (see `finder`), with its options.
 
   Raises:
     UserError: no such task, an option it does not have, or one it needs and was not given.
   """
-  found = [module.name for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__)]
-  modules = [importlib.import_module(f'{__package__}.{module}') for module in found]
-  classes = {
-      c.name: c for module in modules for c in vars(module).values()
-      if inspect.isclass(c) and issubclass(c, Task) and not inspect.isabstract(c)
-  }
-  if name not in classes:
-    raise UserError(f'task {name!r} not found; known: {", ".join(sorted(classes))}')
-  signature = inspect.signature(classes[name])
+  found = _find(named)
+  signature = inspect.signature(found)
   try:
     signature.bind(**options)
   except TypeError as error:
-    raise UserError(f'task {name!r}: {error}; its options: {", ".join(signature.parameters)}') from None
-  return classes[name](**options)
+    known = ', '.join(signature.parameters) or 'none'
+    told = named if isinstance(named, str) else _name_of(found)
+    raise UserError(f'task {told!r}: {error}; its options: {known}') from None
+  task = found(**options)
+  for attribute, kind in (('name', str), ('label', str), ('environments', tuple)):
+    if not isinstance(getattr(task, attribute, None), kind):
+      raise UserError(f'task {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')
+  return task
+
+
+def task_of_label(label: str, known: Sequence[Task] = ()) -> Task:
+  """The task that a label or path names, with the number at its end as the option it stands for: `sort5`.
+
+  Args:
+    known: tasks whose classes are looked among first, by their names.
+
+  Raises:
+    UserError: no such task, or it takes no number.
+  """
+  classes = finder.available(Task, _name_of) | {task.name: type(task) for task in known}
+  name, number = re.fullmatch(r'(.*?)(\d*)', label, re.DOTALL).groups()
+  if label in classes or not number or name not in classes:
+    return make_task(classes.get(label, label))
+  found = classes[name]
+  if not found.numbered:
+    raise UserError(f'task {label!r}: {name} takes no number; write {name}')
+  return make_task(found, **{found.numbered: int(number)})
+
+
+@functools.cache
+def environments_of(task: Task) -> tuple[type[Environment], ...]:
+  """The environments that a task offers.
+
+  Raises:
+    UserError: one is not found, or named twice.
+  """
+  found = tuple(environments_base.find(named) for named in task.environments)
+  for environment in found:
+    if found.count(environment) > 1:
+      raise UserError(f'task {task.label}: it names the environment {environment.spec.name!r} twice; name it once')
+  return found
+
+
+def all_problems(task: Task) -> list[Example] | None:
+  """`task.problems()`, or None where they are too many.
+
+  Raises:
+    UserError: there are none, or something else than examples.
+  """
+  problems = task.problems()
+  if problems is None:
+    return None
+  problems = list(problems)
+  if not problems or not all(isinstance(problem, Example) for problem in problems):
+    raise UserError(
+        f'task {task.label}: problems() has to give its Examples, all of them, or None where they are too many'
+    )
+  return problems
+
+
+def _find(named: str | type[Task]) -> type[Task]:
+  return finder.find(named, Task, _name_of)
+
+
+def _name_of(task: type[Task]) -> str:
+  return getattr(task, 'name', task.__name__)

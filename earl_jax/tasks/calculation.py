@@ -208,6 +208,7 @@ class Countdown(CalculationTask):
   """Reach a target with `numbers` numbers of up to `digits` digits, each used exactly once (method: countdown)."""
 
   name = 'countdown'
+  numbered = 'numbers'
 
   def __init__(self, numbers: int = 4, digits: int = 4):
     """Raises UserError for a bad option."""

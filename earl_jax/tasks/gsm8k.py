@@ -82,7 +82,10 @@ def trace(question: str, answer: str) -> Item | None:
     results.append(parsed.value)
   if not free or _number(expressions.last_answer(answer)) != results[-1]:
     return None
-  return Item(tuple(_QUANTITY.split(question)), numerals, tuple(steps), tuple(operands), tuple(results), tuple(free))
+  return Item(
+      question=tuple(_QUANTITY.split(question)), numerals=numerals, steps=tuple(steps), operands=tuple(operands),
+      results=tuple(results), free=tuple(free),
+  )
 
 
 def _number(text: str) -> Fraction | None:

@@ -17,8 +17,9 @@ import numpy as np
 from earl_jax.config import UserError
 from earl_jax.environments.hidden_items import HiddenItems, ITEMS, MAX_ITEMS
 from earl_jax.tasks import base, sorting_algorithms
-from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
+from earl_jax.tasks.base import Call, Column, Example, Instance, Outcome, Task
 
+_ENUMERATED_MAX = 5  # items; 240 problems of 5, 1440 of 6
 _LOWEST, _HIGHEST = -99, 999  # hidden values
 _DIRECTIONS = {'both': (False, True), 'ascending': (False,), 'descending': (True,)}  # -> allowed `descending`
 _NAMES = tuple(item.description.strip() for item in ITEMS)
@@ -26,6 +27,8 @@ _NAMES = tuple(item.description.strip() for item in ITEMS)
 
 class _ItemTask(Task):
   """`n` items, arranged in a direction or only asked about."""
+
+  numbered = 'n'
 
   def __init__(self, n: int, direction: str = 'both'):
     """Raises UserError for a bad `n` or `direction`."""
@@ -91,6 +94,9 @@ class Sort(_ItemTask):
 
   name = 'sort'
   environments = ('compare', 'swap')
+  columns = (Column('certified', '{:.1%}'), Column('comparisons', '{:.3f}'), Column('swaps', '{:.3f}'))
+  cost = 'comparisons'
+  proof = 'certified'
 
   def __init__(self, n: int, direction: str = 'both', efficiency: str = 'certified'):
     """Raises UserError for a bad `n`, `direction` or `efficiency`."""
@@ -110,12 +116,24 @@ class Sort(_ItemTask):
     swaps = [call for call in calls if call.environment == 'swap']
     return [*calls[:len(calls) - len(swaps)], self._says_order(instance), *swaps]
 
-  def all_instances(self) -> list[Example]:
+  def problems(self) -> list[Example] | None:
     """Every permutation in every allowed direction, with the ranks 0 … n-1 as values: n! or 2 n! examples."""
+    if self.n > _ENUMERATED_MAX:
+      return None
     return [
         self._example(ranks, descending)
         for descending in self._directions for ranks in itertools.permutations(range(self.n))
     ]
+
+  def references(self, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+    """What classical algorithms spend."""
+    ranks = [
+        (i['values'] * (-1 if i['descending'] else 1))[: self.n].tolist() for i in (e.instance for e in examples)
+    ]
+    return {
+        name: {'comparisons': comparisons, 'swaps': swaps}
+        for name, (comparisons, swaps) in sorting_algorithms.table(ranks).items()
+    }
 
   def _example(self, values: Sequence[int], descending: bool) -> Example:
     user = (
@@ -153,6 +171,8 @@ class Order(_ItemTask):
 
   name = 'order'
   environments = ('swap',)
+  columns = (Column('swaps', '{:.3f}'),)
+  cost = 'swaps'
 
   def example(self, seed: int, split: str, index: int) -> Example:
     rng = base.random_generator(seed, split, index)
@@ -182,6 +202,8 @@ class Compare(_ItemTask):
 
   name = 'compare'
   environments = ('compare',)
+  columns = (Column('comparisons', '{:.3f}'),)
+  cost = 'comparisons'
   reads_text = True
 
   def __init__(self, n: int = 2):

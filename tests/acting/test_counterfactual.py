@@ -69,7 +69,10 @@ def test_a_row_without_positions_is_cut_after_the_prompt():
 
 def test_a_position_depends_on_its_own_row_alone():
   scores = np.stack([example(seed, 12, 2) for seed in range(32)])
-  pick = lambda rows: choose_positions(jax.random.key(3), scores[rows], jnp.asarray(rows), prompt_length=PROMPT)  # noqa: E731
+
+  def pick(rows):
+    return choose_positions(jax.random.key(3), scores[rows], jnp.asarray(rows), prompt_length=PROMPT)
+
   order = np.random.default_rng(0).permutation(32)
   np.testing.assert_array_equal(pick(order), np.asarray(pick(np.arange(32)))[order])
 
@@ -77,13 +80,13 @@ def test_a_position_depends_on_its_own_row_alone():
 REWARDS = np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 1, 1]])
 
 
-@pytest.mark.parametrize('fraction, rewritten', [(0.0, [True, False, False]), (1.0, [True, True, True])])
-def test_rewrites_at_the_ends_of_fraction(fraction, rewritten):
+@pytest.mark.parametrize('rewrite_fraction, rewritten', [(0.0, [True, False, False]), (1.0, [True, True, True])])
+def test_rewrites_at_the_ends_of_the_fraction(rewrite_fraction, rewritten):
   rng = np.random.default_rng(0)
-  got = choose_rewrites(REWARDS, fraction, np.ones(3, bool), rng)
+  got = choose_rewrites(REWARDS, rewrite_fraction, np.ones(3, bool), rng)
   assert got.shape == REWARDS.shape and got.dtype == bool
   np.testing.assert_array_equal(got, np.array(rewritten)[:, None].repeat(4, axis=1))
-  assert not choose_rewrites(REWARDS, fraction, np.zeros(3, bool), rng).any()
+  assert not choose_rewrites(REWARDS, rewrite_fraction, np.zeros(3, bool), rng).any()
 
 
 def test_rewrites_of_half():

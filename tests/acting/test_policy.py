@@ -2,7 +2,6 @@
 
 import re
 
-import chex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -22,11 +21,10 @@ WORDS = {' compare': 1, ' swap': 2, ' A': 3, ' B': 4, ' is': 5, ' even': 6}
 
 
 def make_space():
-  encode = lambda text: [WORDS[w] for w in re.findall(r' \w+', text)]  # noqa: E731
   even = ActionSpec(' is even', init_token=1)
   compare = EnvironmentSpec('compare', ActionSpec(' compare'), ITEMS)
   swap = EnvironmentSpec('swap', ActionSpec(' swap'), (*ITEMS, even))
-  return ActionSpace(V, [compare, swap], encode)
+  return ActionSpace(V, [compare, swap], lambda text: [WORDS[w] for w in re.findall(r' \w+', text)])
 
 
 SPACE = make_space()
@@ -133,7 +131,9 @@ def test_a_draw_depends_on_its_own_key_alone():
 
 @jax.jit
 def gradients(hidden, language, legal, action):
-  make = lambda h: policy.distribution(PARAMS, SPACE, h, language, legal)  # noqa: E731
+  def make(h):
+    return policy.distribution(PARAMS, SPACE, h, language, legal)
+
   return (
       jax.grad(lambda h: policy.entropy(make(h)))(hidden),
       jax.grad(lambda h: policy.log_prob(make(h), V, action))(hidden),
@@ -148,47 +148,3 @@ def test_gradients_are_finite(hidden, mask, scale):
   action = np.int32(0 if language else V + np.argmax(legal))
   for gradient in gradients(hidden * np.float32(scale), language, legal, action):
     assert np.isfinite(gradient).all()
-
-
-def decisions(rng, batch, length):
-  """Random decisions, some slots without one, and hidden states to score them from."""
-  hidden = rng.normal(size=(batch, length, D)).astype(np.float32)
-  language = rng.random((batch, length)) < 0.5
-  legal = rng.random((batch, length, E)) < 0.5
-  legal[..., 2] |= ~language
-  noise = np.where(np.concatenate([np.broadcast_to(language[..., None], (batch, length, V)), legal], -1),
-                   rng.random((batch, length, V + E)), -1)
-  actions = np.where(rng.random((batch, length)) < 0.7, noise.argmax(-1), -1).astype(np.int32)
-  # As in a trajectory: no mask where nothing was chosen.
-  return hidden, actions, language & (actions >= 0), legal & (actions >= 0)[..., None]
-
-
-@pytest.mark.parametrize('length, chunk', [(8, 4), (7, 4), (5, 16)])
-def test_score_decisions_against_numpy(length, chunk):
-  hidden, actions, language, legal = decisions(np.random.default_rng(1), 3, length)
-  scores = policy.score_decisions(PARAMS, SPACE, hidden, actions, language, legal, chunk=chunk)
-  for b, t in np.ndindex(3, length):
-    got = [float(x[b, t]) for x in scores]
-    if actions[b, t] < 0:
-      assert got == [0, 0, 0]
-      continue
-    logits, expected = masked_distribution(hidden[b, t], language[b, t], legal[b, t])
-    p = np.exp(expected)
-    parts = np.append(p[V:], p[:V].sum())
-    entropy = -sum(x * np.log(x) for x in parts if x > 0)
-    token = logits[actions[b, t]] - np.logaddexp.reduce(logits[:V]) if actions[b, t] < V else 0
-    np.testing.assert_allclose(got, [expected[actions[b, t]], token, entropy], atol=1e-4)
-  assert (actions < 0).any() and (actions >= V).any() and ((actions >= 0) & (actions < V)).any()
-
-
-def test_score_decisions_gradient_flows_through_decisions_only():
-  hidden, actions, language, legal = decisions(np.random.default_rng(2), 3, 9)
-  scores = lambda h: policy.score_decisions(PARAMS, SPACE, h, actions, language, legal, chunk=4)  # noqa: E731
-  total = lambda h: sum(jnp.sum(x) for x in scores(h))  # noqa: E731
-  gradient = np.abs(jax.grad(total)(hidden)).sum(-1)
-  assert np.isfinite(gradient).all()
-  assert not gradient[actions < 0].any()
-  # One legal action alone has log-probability 0, whatever the model says.
-  free = (actions >= 0) & (language | (legal.sum(-1) > 1))
-  assert (gradient[free] > 0).all()
-  chex.assert_shape(gradient, actions.shape)

@@ -1,5 +1,6 @@
 """The decode loop against a slow episode on strings; rows on their own; replay."""
 
+import dataclasses
 import functools
 
 import chex
@@ -103,7 +104,8 @@ def test_an_environment_that_is_not_offered_is_never_entered():
 def roll(prompt_rows, row_ids, key=0):
   """Rolls out these of the eight prompts, GROUP rows each."""
   batch = jax.tree.map(lambda x: jnp.asarray(x)[np.asarray(prompt_rows)], core.prompts(8)[2])
-  return core.experiment().rollout(core.params(1), batch, row_ids, jax.random.key(key), group=core.GROUP)
+  decoding = core.experiment().decoding(core.GROUP)
+  return core.experiment().rollout(core.params(1), batch, row_ids, jax.random.key(key), decoding=decoding)
 
 
 def rows_of(prompt_rows):
@@ -113,9 +115,9 @@ def rows_of(prompt_rows):
 def assert_rows_equal(some, rows):
   """Exactly, but for the rounding of float32 in batches of another size."""
   expected = jax.tree.map(lambda x: x[rows], core.rolled_out())
-  exact = lambda t: t._replace(log_probs=None, route_scores=None)  # noqa: E731
-  chex.assert_trees_all_equal(exact(some), exact(expected))
-  for name in ('log_probs', 'route_scores'):
+  rounded = ('log_probs', 'route_scores')
+  chex.assert_trees_all_equal(*(t._replace(**dict.fromkeys(rounded)) for t in (some, expected)))
+  for name in rounded:
     np.testing.assert_allclose(getattr(some, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
 
 
@@ -223,17 +225,16 @@ def test_a_write_that_does_not_fit_never_happens(fits):
 @pytest.mark.parametrize('seed, temperature', [(1, 1.0), (3, 1.0), (1, 0.0)])
 def test_going_on_with_few_rows_changes_nothing(seed, temperature):
   """16 rows, then 4, then 1; with a replay too."""
-  run = functools.partial(
-      rollout.rollout, core.params(seed), row_ids=jnp.arange(ROWS), key=jax.random.key(0), config=core.MODEL,
-      interface=core.interface(), eos=core.tokenizer().eos_token_id, pad=core.tokenizer().pad_token_id,
-      slots=core.SLOTS, temperature=temperature,
-  )
+  run = functools.partial(rollout.rollout, core.params(seed), row_ids=jnp.arange(ROWS), key=jax.random.key(0))
+  decoding = dataclasses.replace(core.experiment().decoding(core.GROUP, temperature), min_rows=1)
   whole = core.rolled_out(seed, temperature)
-  few = run(core.prompts(8)[2], group=core.GROUP, fewest=1)
+  few = run(core.prompts(8)[2], decoding=decoding)
   lengths = np.sort(np.asarray(whole.end))
   assert lengths[-4] > lengths[0], 'rows should end at different times'
   chex.assert_trees_all_close(few, whole, atol=1e-5)
   replay = force(recorded(whole.actions, jnp.full(ROWS, core.PROMPT + 5)), core.interface().route(1))
   by_row = jax.tree.map(lambda x: jnp.repeat(x, core.GROUP, axis=0), core.prompts(8)[2])
-  rewritten = [run(by_row, replay=replay, group=1, fewest=fewest) for fewest in (None, 1)]
+  rewritten = [
+      run(by_row, replay=replay, decoding=dataclasses.replace(decoding, group=1, min_rows=rows)) for rows in (None, 1)
+  ]
   chex.assert_trees_all_close(*rewritten, atol=1e-5)

@@ -149,7 +149,10 @@ def test_documents_grow_only_while_states_come_out_right():
 
 
 def test_a_checkpoint_of_another_vocabulary_keeps_the_rows_of_its_words():
-  table = lambda rows, start: np.arange(start, start + 2 * rows, dtype=np.float32).reshape(rows, 2)  # noqa: E731
+
+  def table(rows, start):
+    return np.arange(start, start + 2 * rows, dtype=np.float32).reshape(rows, 2)
+
   former = {'embedding': table(3, 0), 'lm_head': table(3, 50), 'final_norm': {'scale': np.ones(2)}}
   fresh = {'embedding': jax.numpy.asarray(table(4, 100)), 'lm_head': jax.numpy.asarray(table(4, 200)), 'final_norm': 0}
   adopted = build.adopt(fresh, {'c': 0, 'new': 1, 'a': 3}, {'a': 0, 'b': 1, 'c': 2}, former)

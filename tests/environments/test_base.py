@@ -36,7 +36,9 @@ def test_a_tokenizer_that_merges_pieces_is_refused(name, merged, piece):
 def test_find():
   with pytest.raises(UserError, match="environment 'multiply' not found; known: .*compare.*swap"):
     base.find('multiply')
-  with pytest.raises(UserError, match='defines 0 environments'):
-    base.find('hidden_items')
+  with pytest.raises(UserError, match="environment 'hidden_items' not found; known: "):
+    base.find('hidden_items')  # a module of the package, but no environment
+  with pytest.raises(UserError, match='hidden_items.py defines no Environment; '):
+    base.find('earl_jax.environments.hidden_items')
   assert {'check', 'compare', 'swap'} <= set(base.available())
   assert base.find('earl_jax.environments.swap') is base.find('swap')

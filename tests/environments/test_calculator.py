@@ -97,8 +97,8 @@ def evaluator():
       legal = calculator.valid_actions(state)[symbol]
       new, after, _ = calculator.step(state, symbol)
       typed = symbol >= 0
-      keep = lambda a, b: jnp.where(typed, a, b)  # noqa: E731
-      return (jax.tree.map(keep, after, state), jax.tree.map(keep, new, observation), valid & (legal | ~typed)), None
+      after, new = jax.tree.map(lambda a, b: jnp.where(typed, a, b), (after, new), (state, observation))
+      return (after, new, valid & (legal | ~typed)), None
 
     state = calculator.reset({})
     start = state, jax.tree.map(jnp.zeros_like, calculator.step(state, jnp.int32(0))[0]), jnp.bool_(True)

@@ -1,96 +1,137 @@
-"""What every environment in the package must keep to, whatever it does."""
+"""Every environment in the package keeps to the contract, and the check finds what does not."""
 
-import chex
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax.action_space import ActionSpace
+from earl_jax.action_space import ActionSpec, EnvironmentSpec
+from earl_jax.config import UserError
 from earl_jax.environments import base
-from tests.environments.tokenizers import StubTokenizer
-
-STEPS, EPISODES = 40, 64
-
+from earl_jax.environments.base import Environment, Observation, observation_table
+from earl_jax.testing import check_environment
 
 # The union of the keys that the tasks of the package give.
-INSTANCE = {
-    'values': np.array([3, -7, 12, 0, 5, 0, 0, 0], np.int32),
+EIGHT = {
+    'values': np.array([3, -7, 12, 0, 5, 8, 1, 2], np.int32),
     'count': np.int32(8),
     'descending': np.bool_(False),
     'asked': np.array([-1, -1], np.int32),
 }
 
 
-@pytest.fixture(scope='module', params=base.available())
-def environment(request):
-  return base.find(request.param)(StubTokenizer().encode)
+@pytest.mark.parametrize('name', base.available())
+def test_it_keeps_to_the_contract(name):
+  check_environment(name, [EIGHT, EIGHT | {'count': np.int32(2)}])
 
 
-@pytest.fixture(scope='module')
-def walk(environment):
-  """Plays random valid actions; key -> validity, actions, observations and exits, each [EPISODES, STEPS, …]."""
-  def step(state, key):
-    valid = environment.valid_actions(state)
-    action = jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf)).astype(jnp.int32)
-    observation, next_state, exit_ = environment.step(state, action)
-    return next_state, (valid, action, observation, exit_)
-
-  def episode(key):
-    return jax.lax.scan(step, environment.reset(INSTANCE), jax.random.split(key, STEPS))[1]
-
-  run = jax.jit(jax.vmap(episode))
-  return lambda seed: jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(seed), EPISODES)))
+@pytest.mark.parametrize('name', base.available())
+def test_it_is_found_under_its_name(name):
+  assert base.find(name).spec.name == name
+  assert base.find(base.find(name)) is base.find(name)
+  assert base.find(f'{base.find(name).__module__}:{base.find(name).__name__}') is base.find(name)
 
 
-def test_structure_and_dtypes(environment):
-  state, (observation, next_state, exit_), valid = jax.eval_shape(
-      lambda instance, action: (
-          (state := environment.reset(instance)), environment.step(state, action), environment.valid_actions(state)
-      ), INSTANCE, jnp.int32(0)
-  )
-  chex.assert_trees_all_equal_shapes_and_dtypes(state, next_state)
-  assert not any(leaf.weak_type for leaf in jax.tree.leaves((state, next_state)))
-  chex.assert_shape(observation.tokens, (environment.max_observation,))
-  chex.assert_shape([observation.length, exit_], ())
-  chex.assert_type([observation.tokens, observation.length], jnp.int32)
-  chex.assert_shape(valid, (len(environment.spec.actions),))
-  chex.assert_type([valid, exit_], bool)
+class Lamp(NamedTuple):
+  lit: jax.Array
 
 
-def test_jit_and_vmap_agree_with_plain_calls(environment):
-  def one(action):
-    state = environment.reset(INSTANCE)
-    return environment.valid_actions(state), environment.step(state, action)
+class Switch(Environment):
+  """` switch on` or ` switch off`, answered by what the lamp was: keeps to the contract."""
 
-  actions = jnp.arange(len(environment.spec.actions), dtype=jnp.int32)
-  batched = jax.jit(jax.vmap(one))(actions)
-  for action in (0, len(actions) - 1):
-    chex.assert_trees_all_equal(one(actions[action]), jax.tree.map(lambda leaf, row=action: leaf[row], batched))
+  spec = EnvironmentSpec('switch', ActionSpec(' turn'), (ActionSpec(' on'), ActionSpec(' left')))
+  state_type = Lamp
 
+  def __init__(self, encode):
+    self._tokens, self._lengths = observation_table(encode, [': 0\n', ': 1\n'])
+    self.max_observation = self._tokens.shape[1]
 
-def test_deterministic(walk):
-  chex.assert_trees_all_equal(walk(0), walk(0))
+  def reset(self, instance):
+    return Lamp(jnp.int32(0))
 
+  def valid_actions(self, state):
+    return jnp.ones(2, bool)
 
-def test_random_walk_is_never_stuck(environment, walk):
-  valid, action, observation, exit_ = walk(1)
-  assert valid.any(axis=-1).all()
-  assert np.take_along_axis(valid, action[..., None], -1).all()
-  assert (observation.length >= 0).all() and (observation.length <= environment.max_observation).all()
-  assert (observation.tokens >= 0).all()
-  assert exit_.any(axis=1).mean() > 0.5, 'walks hardly ever return to language'
+  def step(self, state, action):
+    row = state.lit
+    observation = Observation(jnp.asarray(self._tokens)[row], jnp.asarray(self._lengths)[row])
+    return observation, Lamp((action == 0).astype(jnp.int32)), jnp.bool_(True)
 
 
-def test_every_action_is_reachable(walk):
-  assert walk(2)[0].any(axis=(0, 1)).all(), 'an action that is never valid'
+def test_another_persons_environment_passes():
+  check_environment(Switch, [{}])
 
 
-def test_every_action_is_describable(environment, encode):
-  space = ActionSpace(1_000_000, [environment.spec], encode)
-  assert (space.description_lengths > 0).all()
-  assert len(space.environment_actions[0]) == len(environment.spec.actions)
+class Stuck(Switch):
+
+  def valid_actions(self, state):
+    return jnp.array([True, False]) & (state.lit == 0)
 
 
-def test_registered_under_its_name(environment):
-  assert base.find(environment.spec.name) is type(environment)
+class Weak(Switch):
+
+  def reset(self, instance):
+    return Lamp(jnp.asarray(0))
+
+  def step(self, state, action):
+    observation, _, leaves = super().step(state, action)
+    return observation, Lamp(state.lit * 2), leaves
+
+
+class Float(Switch):
+
+  def step(self, state, action):
+    observation, next_state, leaves = super().step(state, action)
+    return observation, Lamp(next_state.lit.astype(jnp.float32)), leaves
+
+
+class Endless(Switch):
+
+  def step(self, state, action):
+    return *super().step(state, action)[:2], jnp.bool_(False)
+
+
+class Wordy(Switch):
+
+  def step(self, state, action):
+    observation, next_state, leaves = super().step(state, action)
+    return observation._replace(length=observation.length + 5), next_state, leaves
+
+
+class OneWay(Switch):
+
+  def valid_actions(self, state):
+    return jnp.array([True, False])
+
+
+class Forgetful(Switch):
+  """It counts its own steps outside of its state."""
+
+  steps = 0
+
+  def step(self, state, action):
+    Forgetful.steps += 1
+    observation, next_state, leaves = super().step(state, action)
+    return observation, Lamp(next_state.lit + Forgetful.steps), leaves
+
+
+@pytest.mark.parametrize('environment, what', [
+    (Stuck, 'no action is valid'), (Float, 'dtype'), (Endless, 'hardly ever'), (Wordy, 'too long'),
+    (OneWay, 'never valid'), (Forgetful, 'not equal|differ'), (Weak, 'weak type'),
+])
+def test_what_does_not_keep_to_it_is_found(environment, what):
+  with pytest.raises(AssertionError, match=f'(?is).*({what})'):
+    check_environment(environment, [{}])
+
+
+class Nameless(Switch):
+  spec = None
+
+
+def test_what_is_no_environment_is_refused():
+  with pytest.raises(UserError, match='its `spec` is no EnvironmentSpec'):
+    check_environment(Nameless, [{}])
+  with pytest.raises(UserError, match='it is no Environment'):
+    check_environment(int, [{}])

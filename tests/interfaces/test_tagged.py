@@ -11,12 +11,15 @@ import pytest
 from earl_jax.acting import policy, rollout
 from earl_jax.acting.counterfactual import force
 from earl_jax.acting.masked import NEGATIVE
-from earl_jax.acting.rollout import Prompts, Replay
+from earl_jax.acting.prompts import Prompts
+from earl_jax.acting.rollout import Decoding, Replay
+from earl_jax.acting.scoring import score, Scoring
+from earl_jax.acting.trajectory import walk
+from earl_jax.action_space import LANGUAGE
 from earl_jax.config import UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import ItemEnvironment
 from earl_jax.interfaces import expanded, tagged
-from earl_jax.learning import update
 from earl_jax.tasks import expressions
 from tests import core_fixtures as core
 from tests.environments.tokenizers import StubTokenizer
@@ -51,8 +54,8 @@ def episodes(environment: int, key: int = 0, kind=tagged.TaggedInterface):
   nothing = Replay(jnp.full((ROWS, SLOTS), -1, jnp.int32), jnp.zeros(ROWS, jnp.int32))
   replay = force(nothing, interface(kind).route(environment))
   trajectory = rollout.rollout(
-      params(kind), prompts, jnp.arange(ROWS), jax.random.key(key), replay, config=core.MODEL,
-      interface=interface(kind), eos=EOS, pad=0, group=1, slots=SLOTS,
+      params(kind), prompts, jnp.arange(ROWS), jax.random.key(key), replay,
+      decoding=Decoding(model=core.MODEL, interface=interface(kind), eos=EOS, pad=0, slots=SLOTS),
   )
   return jax.tree.map(np.asarray, trajectory)
 
@@ -110,6 +113,20 @@ def test_states_count_the_calls_in_the_text(environment):
     assert all(have <= said <= have + cut or said <= have <= said + cut for have, said in zip(counted, written)), text
 
 
+@pytest.mark.parametrize('environment', range(3))
+def test_a_walk_counts_the_calls(environment):
+  trajectory = episodes(environment)
+  items, returned = trajectory.states['HiddenItems'], 0
+  for row in range(ROWS):
+    walked = walk(trajectory.row(row), interface().space)
+    over = items.comparisons[row] + items.swaps[row] + trajectory.states['Calculation'].calls[row]
+    # After a call that has ended the policy may have had no slot left to choose in.
+    assert walked.returns in (over, over - 1) and walked.returns <= walked.calls <= walked.returns + 1
+    assert (walked.environment == LANGUAGE).all()
+    returned += walked.returns
+  assert returned > ROWS // 8
+
+
 def test_the_tag_of_what_is_not_offered_is_text():
   trajectory = episodes(NAMES.index('swap'))
   for row in np.flatnonzero(~OFFERED[:, 1]):
@@ -126,8 +143,9 @@ def test_the_tag_of_what_is_not_offered_is_text():
 @pytest.mark.parametrize('environment', range(3))
 def test_log_probs_while_decoding_are_those_of_the_update(environment, kind):
   trajectory = episodes(environment, kind=kind)
-  score = functools.partial(update.score, model=core.MODEL, space=interface(kind).space, prompt_length=PROMPT)
-  scores = jax.jit(score)(params(kind), trajectory=jax.tree.map(jnp.asarray, trajectory))
+  settings = Scoring(core.MODEL, interface(kind).space, PROMPT)
+  score_all = jax.jit(functools.partial(score, scoring=settings))
+  scores = score_all(params(kind), jax.tree.map(jnp.asarray, trajectory))
   np.testing.assert_allclose(scores.log_probs, trajectory.log_probs, atol=1e-5)
   inside = (trajectory.actions >= 0) & ~trajectory.language
   assert inside.sum() > ROWS / 2 and np.abs(trajectory.log_probs[inside]).max() > 0.5

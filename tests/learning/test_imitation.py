@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from earl_jax import train
-from earl_jax.acting.counterfactual import Interventions
 from earl_jax.config import stage, UserError
-from earl_jax.run import collect
+from earl_jax.run.collect import collect
 from earl_jax.run.experiment import set_up
+from earl_jax.run.problems import draw
+from earl_jax.run.progress import Progress
 from earl_jax.tasks import sorting_algorithms
 from earl_jax.tasks.sorting import Order, Sort
 from tests.run import tiny
@@ -37,9 +38,10 @@ def demonstrated(request, model):
   """(experiment, tasks, examples, experience) of a batch of demonstrations."""
   changes = {'rollout.prompts': 16, 'rollout.prompt_length': 160}
   experiment, params = set_up(imitating(model, request.param, *TASKS, **changes))
-  experience = collect.collect(experiment, params, 0, 0, Interventions.initial(3))
-  assert {task.label for task, _ in experiment.stages[0]} == {task.label for task in collect.draw(experiment, 0, 0)[0]}
-  return experiment, *collect.draw(experiment, 0, 0), jax.tree.map(np.asarray, experience)
+  problems = draw(experiment, stage=0, step=0)
+  experience = collect(experiment, params, problems, Progress.first(3))
+  assert {task.label for task, _ in experiment.stages[0]} == {task.label for task in problems.tasks}
+  return experiment, problems.tasks, problems.examples, jax.tree.map(np.asarray, experience)
 
 
 def test_every_demonstration_solves_its_problem(demonstrated):
@@ -48,7 +50,7 @@ def test_every_demonstration_solves_its_problem(demonstrated):
   outcomes = experiment.outcomes(
       [task for task in tasks for _ in range(group)], [e for e in examples for _ in range(group)], experience.trajectory
   )
-  assert all(outcome.exact for outcome in outcomes)
+  assert all(outcome.exact_match for outcome in outcomes)
   for i, (task, example) in enumerate(zip(tasks, examples)):
     for outcome in outcomes[i * group: (i + 1) * group]:
       if task.name == 'sort':
@@ -92,7 +94,7 @@ def test_a_stage_of_imitation_learns_and_ends_after_its_steps(model, tmp_path):
   assert [line['stage'] for line in metrics] == [0, 0, 0, 1]
   losses = [line['loss'] + config.algorithm.entropy * line['entropy'] for line in metrics[:3]]
   assert losses[0] > 1 and losses[2] < 0.8 * losses[0], losses
-  assert 'counterfactual/rewritten' not in metrics[0] and metrics[0]['exact'] == 1.0
+  assert 'counterfactual/rewritten' not in metrics[0] and metrics[0]['exact_match'] == 1.0
 
 
 def test_what_was_imitated_becomes_the_reference(model, tmp_path):
@@ -118,7 +120,7 @@ def test_what_was_imitated_becomes_the_reference(model, tmp_path):
 def test_bad_input(model):
   experiment, params = set_up(imitating(model, 'expanded', ('sort', {'n': 4}, 1.0), **{'rollout.response_length': 24}))
   with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit'):
-    collect.collect(experiment, params, 0, 0, Interventions.initial(2))
+    collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2))
   with pytest.raises(UserError, match=r'curriculum\[0\].steps=0: imitation has no end of its own'):
     tiny.parsed(model, curriculum=(stage(('sort', {'n': 2}, 1.0), imitate=True),))
   with pytest.raises(UserError, match="interface='text': choose one of expanded, tagged"):

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from earl_jax import train
-from earl_jax.acting.counterfactual import Interventions
-from earl_jax.learning.update import score
+from earl_jax.acting.scoring import score
 from earl_jax.run.collect import collect
 from earl_jax.run.experiment import set_up
+from earl_jax.run.problems import draw
+from earl_jax.run.progress import Progress
 from tests.run import tiny
 
 STEPS = 2
@@ -49,6 +50,6 @@ def test_bfloat16_computes_in_it_and_learns_in_float32(model, plain, tmp_path):
 def test_sampler_and_trainer_agree_in_bfloat16(model):
   """Not to rounding in float32, but to that of bfloat16: they round the same weights, in other places."""
   experiment, params = set_up(tiny.parsed(model, dtype='bfloat16'))
-  trajectory = collect(experiment, params, 0, 0, Interventions.initial(2)).factual
-  scores = score(params, trajectory=trajectory, **experiment.scoring)
+  trajectory = collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2)).factual
+  scores = score(params, trajectory, experiment.scoring)
   np.testing.assert_allclose(scores.log_probs, trajectory.log_probs, atol=3e-2)

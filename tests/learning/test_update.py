@@ -11,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from earl_jax.config import AlgorithmConfig, OptimizerConfig
+from earl_jax.acting import scoring
+from earl_jax.acting.scoring import Scoring
+from earl_jax.config import AlgorithmConfig, Config, OptimizerConfig
 from earl_jax.learning import update
-from earl_jax.learning.update import Batch
+from earl_jax.learning.batches import at_width, Batch, Split
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP
@@ -21,16 +23,13 @@ CONFIG = AlgorithmConfig(entropy=0.02, kl=0.05)
 
 
 @functools.cache
-def space():
-  return core.interface().space
+def settings(**changes):
+  return Scoring(core.MODEL, core.interface().space, core.PROMPT, **changes)
 
 
 @functools.cache
 def score():
-  f = functools.partial(update.score, prompt_length=core.PROMPT)
-  return jax.jit(
-      lambda params, trajectory, temperature=1.0: f(params, core.MODEL, space(), trajectory, temperature=temperature)
-  )
+  return jax.jit(scoring.score, static_argnames='scoring')
 
 
 @functools.cache
@@ -44,7 +43,7 @@ def mixed():
   trajectory = jax.tree.map(
       lambda a, b: np.where(take.reshape(-1, *[1] * (a.ndim - 1)), a, b), core.rolled_out(), rewritten
   )
-  reference = score()(core.params(5), trajectory).vocabulary_log_probs
+  reference = score()(core.params(5), trajectory, settings()).vocabulary_log_probs
   return Batch(trajectory, np.linspace(-1, 1.4, ROWS).astype(np.float32), reference, np.zeros(ROWS, bool))
 
 
@@ -56,9 +55,7 @@ def drifted():
 @functools.cache
 def loss_and_gradients():
   """(params, batch, total) -> (loss, metrics), gradients with respect to params and batch."""
-  f = functools.partial(
-      update.loss_and_metrics, model=core.MODEL, space=space(), config=CONFIG, prompt_length=core.PROMPT
-  )
+  f = functools.partial(update.loss_and_metrics, scoring=settings(), config=CONFIG)
   return jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True, allow_int=True))
 
 
@@ -69,7 +66,7 @@ def loss_and_gradients():
 def test_log_probs_while_decoding_are_those_of_the_update(make, temperature):
   trajectory = make()
   possible = np.asarray(trajectory.log_probs) > -1e29  # a test may force what is not offered; collect never does
-  got = np.asarray(score()(core.params(1), trajectory, temperature).log_probs)
+  got = np.asarray(score()(core.params(1), trajectory, settings(temperature=temperature)).log_probs)
   np.testing.assert_allclose(got[possible], np.asarray(trajectory.log_probs)[possible], atol=1e-5)
   assert np.abs(got[possible]).max() > 3
 
@@ -174,8 +171,8 @@ def step(order, counts=None, batch=None, shared=1, **changes):
   order = jnp.asarray(order, jnp.int32)
   counts = jnp.full(order.shape[0], order.shape[1], jnp.int32) if counts is None else jnp.asarray(counts, jnp.int32)
   return update.update_step(
-      state, batch, order, counts, optimizer=sgd(), model=core.MODEL, space=space(), config=config,
-      mesh=core.one_device(), prompt_length=core.PROMPT, shared=shared,
+      state, batch, Split(order, counts), optimizer=sgd(), scoring=settings(rows_per_prompt=shared), config=config,
+      mesh=core.one_device(),
   )
 
 
@@ -208,11 +205,14 @@ def test_reading_a_prompt_once_for_its_rows_changes_nothing():
 
 def test_short_rows_are_computed_at_a_shorter_width():
   """Half or the whole of the response, and nothing changes by it."""
-  f = lambda rows: (jnp.int32(rows.slots), jnp.sum(rows.decisions))  # noqa: E731
+
+  def measure(rows):
+    return jnp.int32(rows.slots), jnp.sum(rows.decisions)
+
   widths, seen = [core.PROMPT + width for width in (20, 40)], set()
   for row in range(ROWS):
     one = jax.tree.map(lambda x, row=row: x[row:row + 1], core.rolled_out())
-    slots, decisions = update.at_width(f, one, one, core.PROMPT)
+    slots, decisions = at_width(measure, one, one, core.PROMPT)
     assert slots == next(width for width in widths if width >= one.end[0])
     assert decisions == jnp.sum(one.decisions)
     seen.add(int(slots))
@@ -247,10 +247,9 @@ def test_no_array_of_all_logits():
   """Neither the forward nor the backward pass of a micro-batch holds float [rows, T, V (+ E)]."""
   rows, vocab = 8, core.MODEL.vocab_size
   state = update.init_state(core.params(1), sgd())
-  order = jnp.arange(ROWS, dtype=jnp.int32).reshape(1, 2, rows)
+  split = Split(jnp.arange(ROWS, dtype=jnp.int32).reshape(1, 2, rows), jnp.full(1, 2, jnp.int32))
   lowered = update.update_step.lower(
-      state, mixed(), order, jnp.full(1, 2, jnp.int32), optimizer=sgd(), model=core.MODEL, space=space(), config=CONFIG,
-      mesh=core.one_device(), prompt_length=core.PROMPT,
+      state, mixed(), split, optimizer=sgd(), scoring=settings(), config=CONFIG, mesh=core.one_device()
   )
   found = re.findall(r'\bf(?:16|32|64)\[([\d,]+)\]', lowered.compile().as_text())
   shapes = {tuple(map(int, dims.split(','))) for dims in found}
@@ -259,9 +258,15 @@ def test_no_array_of_all_logits():
   assert widest < rows * core.SLOTS * vocab / 4
 
 
-def rates(config, total, steps):
+def make_optimizer(**optimizer):
+  """Of a run with eight optimizer steps."""
+  algorithm = AlgorithmConfig(mini_batches=2)
+  return update.make_optimizer(Config(steps=4, algorithm=algorithm, optimizer=OptimizerConfig(**optimizer)))
+
+
+def rates(steps, **config):
   """Learning rates as they act: with Adam and a constant gradient every step moves by the rate."""
-  optimizer = update.make_optimizer(config, total)
+  optimizer = make_optimizer(**config)
   optimizer = optimizer._replace(update=jax.jit(optimizer.update))
   params = jnp.zeros(())
   state, moves = optimizer.init(params), []
@@ -278,17 +283,17 @@ def rates(config, total, steps):
     (2, 0.25, [0, 0.5, 1, 1, 1, 1, 1, 0.5]),
 ])
 def test_learning_rates(warmup, decay, expected):
-  config = OptimizerConfig(learning_rate=1e-2, warmup=warmup, decay=decay, weight_decay=0.0)
-  np.testing.assert_allclose(np.array(rates(config, 8, 8)) / 1e-2, expected, atol=1e-4)
+  got = rates(8, learning_rate=1e-2, warmup=warmup, decay=decay, weight_decay=0.0)
+  np.testing.assert_allclose(np.array(got) / 1e-2, expected, atol=1e-4)
 
 
 def test_gradient_clip_and_weight_decay():
-  optimizer = update.make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.01, b1=0.0, b2=0.0), 10)
+  optimizer = make_optimizer(learning_rate=0.1, weight_decay=0.01, b1=0.0, b2=0.0)
   params = jnp.array([3.0, -2.0])
   # With both b = 0 Adam moves by the sign; a decay of 0.01 · 0.1 · parameter comes on top.
   change, _ = optimizer.update(jnp.array([30.0, 40.0]), optimizer.init(params), params)
   np.testing.assert_allclose(change, [-0.1 - 0.003, -0.1 + 0.002], rtol=1e-5)
   # Clipped to norm 1, the second moment is that of (0.6, 0.8).
-  state = update.make_optimizer(OptimizerConfig(), 10)
+  state = make_optimizer()
   _, after = state.update(jnp.array([30.0, 40.0]), state.init(params), params)
   np.testing.assert_allclose(optax.tree.get(after, 'nu'), 0.001 * np.array([0.36, 0.64]), rtol=1e-4)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from earl_jax.acting import policy
+from earl_jax.acting import scoring
 from tests.run import tiny
 
 MESHES = ('2x2x2', '1x4x2')  # data x fsdp x tensor
@@ -51,8 +51,8 @@ def test_no_array_has_the_vocabulary_for_every_slot(shared_out, mesh, program):
   besides = {math.prod(shape) // part for shape in shapes}
   assert facts['hidden'] in besides
   if program == 'update':
-    assert rows * policy.CHUNK in besides
-    assert max(besides) <= max(rows * policy.CHUNK, facts['hidden']) < rows * facts['response']
+    assert rows * scoring.SLOTS_AT_ONCE in besides
+    assert max(besides) <= max(rows * scoring.SLOTS_AT_ONCE, facts['hidden']) < rows * facts['response']
   else:
     assert max(besides) < rows * facts['response']
 

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax import evaluate
 from earl_jax.devices import processes
+from earl_jax.run.saved import load
+from earl_jax.run.workdir import read_config
 from tests.run import tiny
 
 STEPS, HALF = 5, 3
@@ -59,7 +60,7 @@ def test_the_same_metrics(runs, other):
 @pytest.mark.parametrize('other', ['two', 'both'])
 def test_the_same_parameters(runs, other):
   def final(name):
-    _, params, step = evaluate.load(runs[0] / name, evaluate.read_config(runs[0] / name))
+    _, params, step = load(runs[0] / name, read_config(runs[0] / name))
     assert step == STEPS
     return jax.tree_util.tree_leaves_with_path(params)
 

@@ -1,6 +1,5 @@
-"""Checkpoints: round trip, damage, kills; the claim on a working folder."""
+"""Checkpoints: round trip, damage, kills."""
 
-import json
 import os
 import shutil
 import signal
@@ -175,10 +174,9 @@ def test_does_not_overwrite_what_it_did_not_restore(tmp_path):
 
 def test_unwritable(tmp_path):
   (tmp_path / 'file').touch()
-  for claim in (checkpoint.Checkpointer, lambda workdir: checkpoint.claim_workdir(workdir, {}, {})):
-    with pytest.raises(UserError, match='file/run.*cannot write') as error:
-      claim(tmp_path / 'file' / 'run')
-    assert '\n' not in str(error.value)
+  with pytest.raises(UserError, match='file/run.*cannot write') as error:
+    checkpoint.Checkpointer(tmp_path / 'file' / 'run')
+  assert '\n' not in str(error.value)
 
 
 def test_keep_at_least_one(tmp_path):
@@ -239,42 +237,3 @@ def test_half_written_folders_go_only_when_a_run_writes(tmp_path):
   assert half.exists()
   save_after_restoring(tmp_path, 2)
   assert not half.exists()
-
-
-CONFIG = {'task': {'name': 'sort', 'sizes': (2, 3)}, 'total_steps': 100, 'seed': 0}
-
-
-def test_claim(tmp_path):
-  workdir = tmp_path / 'new' / 'run'
-  checkpoint.claim_workdir(workdir, CONFIG, {'compare': 1})
-  assert json.loads((workdir / 'config.json').read_text())['task'] == {'name': 'sort', 'sizes': [2, 3]}
-  assert json.loads((workdir / 'versions.json').read_text()) == {'compare': 1}
-  before = (workdir / 'config.json').read_bytes()
-  checkpoint.claim_workdir(workdir, CONFIG | {'total_steps': 200}, {'compare': 1}, ignore=('total_steps',))
-  assert (workdir / 'config.json').read_bytes() == before
-  assert {path.name for path in workdir.iterdir()} == {'config.json', 'versions.json'}
-
-
-@pytest.mark.parametrize('changed, versions, ignore, field', [
-    ({'seed': 1}, 1, (), 'seed was 0 in this workdir and is 1 now'),
-    ({'seed': False}, 1, (), 'seed was 0 in this workdir and is false now'),
-    ({'task': {'name': 'order', 'sizes': (2, 3)}, 'seed': 1}, 1, ('seed',), 'task.name was "sort"'),
-    ({'added': {'x': 1}}, 1, ('add',), 'added.x was absent in'),
-    ({}, 2, ('compare',), 'versions.json: compare was 1 in this workdir and is 2 now'),
-])
-def test_claim_of_another_run(tmp_path, changed, versions, ignore, field):
-  checkpoint.claim_workdir(tmp_path, CONFIG, {'compare': 1})
-  with pytest.raises(UserError, match=f'{field}.*use another --workdir or the same config'):
-    checkpoint.claim_workdir(tmp_path, CONFIG | changed, {'compare': versions}, ignore)
-
-
-def test_claim_ignores_a_whole_section(tmp_path):
-  checkpoint.claim_workdir(tmp_path, CONFIG, {})
-  checkpoint.claim_workdir(tmp_path, CONFIG | {'task': {'name': 'order', 'more': 1}}, {}, ignore=('task',))
-
-
-def test_claim_of_a_damaged_folder(tmp_path):
-  checkpoint.claim_workdir(tmp_path, CONFIG, {})
-  (tmp_path / 'config.json').write_text('{"task":')
-  with pytest.raises(UserError, match='config.json is not readable'):
-    checkpoint.claim_workdir(tmp_path, CONFIG, {})

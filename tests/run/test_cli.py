@@ -1,6 +1,5 @@
 """Command lines: what users get wrong ends in one clear line and status 2."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +9,8 @@ import pytest
 
 from earl_jax import evaluate, train
 from earl_jax.config import default_config, parse, stage
-from earl_jax.run import checkpoint, cli
+from earl_jax.run import cli
+from earl_jax.run.workdir import claim_workdir
 from tests.run import tiny
 
 
@@ -30,7 +30,7 @@ def fails(capsys):
   """Runs a program and gives its one line of error."""
 
   def run(program, *arguments):
-    assert cli.run(program.main, program.define_flags, ['program', *map(str, arguments)]) == 2
+    assert cli.start(program.main, program.define_flags, ['program', *map(str, arguments)]) == 2
     out, err = capsys.readouterr()
     assert err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in err and out == ''
     return err
@@ -103,7 +103,7 @@ def test_number_of_items(fails, tmp_path, model, n):
 
 def test_workdir_of_another_config(fails, tmp_path, model):
   config = tiny.parsed(model)
-  checkpoint.claim_workdir(tmp_path, dataclasses.asdict(config), {'compare': 1, 'swap': 1})
+  claim_workdir(tmp_path, config, {'compare': 1, 'swap': 1})
   error = fails(train, f'--config={tiny.PATH}:{model}', f'--workdir={tmp_path}', '--config.seed=7')
   assert 'seed was 0 in this workdir and is 7 now; use another --workdir' in error
 
@@ -153,7 +153,7 @@ def test_evaluate_arguments(fails, arguments, says):
 
 @pytest.mark.parametrize('program, flags', [(train, ['--config', '--workdir']), (evaluate, ['--tasks', '--samples'])])
 def test_help(capsys, program, flags):
-  assert cli.run(program.main, program.define_flags, ['program', '--help']) == 0
+  assert cli.start(program.main, program.define_flags, ['program', '--help']) == 0
   out, _ = capsys.readouterr()
   assert f'python -m {program.__name__}' in out and all(flag in out for flag in flags)
 

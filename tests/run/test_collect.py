@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax.acting.counterfactual import choose_positions, Interventions
-from earl_jax.run import collect
+from earl_jax.acting.counterfactual import choose_positions
+from earl_jax.run import rewrites
+from earl_jax.run.collect import collect
 from earl_jax.run.experiment import set_up
+from earl_jax.run.problems import draw
+from earl_jax.run.progress import Progress
 from earl_jax.tasks.base import Outcome
 from earl_jax.tasks.sorting import Sort
 from tests.run import tiny
@@ -29,9 +32,9 @@ def model(tmp_path_factory):
 
 
 def collected(model, **changes):
-  config = tiny.parsed(model, **{'seed': 1, 'algorithm.fraction': 1.0} | changes)
+  config = tiny.parsed(model, **{'seed': 1, 'algorithm.rewrite_fraction': 1.0} | changes)
   experiment, params = set_up(config)
-  return experiment, collect.collect(experiment, params, 0, 0, Interventions.initial(2))
+  return experiment, collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2))
 
 
 @pytest.fixture(scope='module')
@@ -48,14 +51,14 @@ def every(model, until):
     until.update(zip(row_ids.tolist(), np.asarray(slots).tolist()))
     return slots
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(collect.counterfactual, 'choose_positions', spy)
+    patch.setattr(rewrites.counterfactual, 'choose_positions', spy)
     return collected(model)
 
 
 def reward(experiment, experience, trajectory):
-  tasks, examples = collect.draw(experiment, 0, 0)
-  group = experiment.config.rollout.group
-  outcomes = experiment.outcomes(list(np.repeat(tasks, group)), [e for e in examples for _ in range(group)], trajectory)
+  problems, group = draw(experiment, stage=0, step=0), experiment.config.rollout.group
+  rows = np.arange(len(trajectory.end))
+  outcomes = experiment.outcomes(problems.tasks, problems.examples, trajectory, rows // group)
   return np.array([o.reward for o in outcomes], np.float32)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from earl_jax.run import metrics
+from earl_jax.tasks.base import Column
 
 
 def run(workdir, start, stop, total=6):
@@ -84,14 +85,15 @@ def test_plain_lines_in_a_log(capfd, monkeypatch):
   monkeypatch.delitem(sys.modules, 'ipykernel', raising=False)
   clock = iter([0.0, 10.0, 20.0, 60.0, 61.0])
   monkeypatch.setattr(metrics.time, 'monotonic', lambda: next(clock))
-  progress = metrics.Progress(total_steps=8, resume_step=4, interval=30.0)
-  values = {'stage': 2, 'reward': 0.5, 'exact': 0.25, 'comparisons': 4.7, 'zero_reward_groups': 0.12,
+  columns = [Column('comparisons', '{:.2f}'), Column('certified', '{:.1%}')]
+  progress = metrics.ProgressBar(total_steps=8, resume_step=4, columns=columns, interval=30.0)
+  values = {'stage': 2, 'reward': 0.5, 'exact_match': 0.25, 'comparisons': 4.7, 'zero_reward_groups': 0.12,
             'tokens_per_second': 12345.6, 'loss': 1.0}
   for step in range(4, 8):
     progress.update(step, values if step == 4 else {})
   progress.close()
   assert capfd.readouterr().err.splitlines() == [
-      'step 5/8: stage 2, reward 0.500, exact 0.250, comparisons 4.70, zero-reward groups 12%, 12,346 tokens/s, '
+      'step 5/8: stage 2, reward 0.500, exact 0.250, zero-reward groups 12%, comparisons 4.70, 12,346 tokens/s, '
       '00:30 left',
       'step 7/8: 00:20 left',
       'step 8/8: 00:00 left',
@@ -100,7 +102,7 @@ def test_plain_lines_in_a_log(capfd, monkeypatch):
 
 def test_bar_in_a_terminal(capfd, monkeypatch):
   monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
-  progress = metrics.Progress(total_steps=4, resume_step=2)
+  progress = metrics.ProgressBar(total_steps=4, resume_step=2)
   progress.update(2, {'stage': 'sort4'})
   progress.update(3, {'stage': 'sort5'})
   progress.close()

@@ -25,7 +25,7 @@ def get_config(model):
   config = config_lib.default_config()
   config.model = model
   config.steps = 5
-  config.window = 2
+  config.mastery_window = 2
   config.evaluate_every = config.sample_every = config.checkpoint_every = 2
   config.evaluation_prompts = 8
   config.curriculum = (  # the second stage begins after two batches
@@ -33,7 +33,7 @@ def get_config(model):
       config_lib.stage(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 1.0)),
   )
   config.rollout = dict(prompts=4, group=4, prompt_length=56, response_length=24, temperature=1.0, chunk=8)
-  config.algorithm.update(fraction=0.5, entropy=0.05, mini_batches=2, micro_batch=4)
+  config.algorithm.update(rewrite_fraction=0.5, entropy=0.05, mini_batches=2, micro_batch=4)
   config.optimizer.learning_rate = 1e-2
   return config
 

@@ -121,8 +121,8 @@ def test_arithmetic_means_one_thing(arithmetic, split):
       while '(' in flat:
         flat = re.sub(r'\([^()]*\)', 'x', flat)
       assert len(re.findall(r' (?:plus|minus|times|divided by) ', flat)) <= 1
-    assert score(arithmetic, example, f'#### {answer_of(example)}').exact
-    assert not score(arithmetic, example, f'#### {expressions.write(expression.value + 1)}').exact
+    assert score(arithmetic, example, f'#### {answer_of(example)}').exact_match
+    assert not score(arithmetic, example, f'#### {expressions.write(expression.value + 1)}').exact_match
   assert abs(worded / 2000 - {'train': 0.1, 'test': 0.7}[split]) < 0.04
   most = 2 if arithmetic.label != 'arithmetic' else {'train': 4, 'test': 6}[split]
   assert set(operators) == set(range(1, most + 1))
@@ -168,7 +168,7 @@ def test_countdown_accepts_expressions_of_its_numbers_alone(answer, right):
   example = task.example(0, 'train', 0)
   example.instance.update(
       numbers=np.array([3, 4, 8] + [-1] * 5), answer=np.frombuffer(b'20'.ljust(32, b'\0'), np.uint8))
-  assert score(task, example, f'#### {answer}').exact is right
+  assert score(task, example, f'#### {answer}').exact_match is right
 
 
 def test_count():

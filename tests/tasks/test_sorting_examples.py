@@ -155,8 +155,8 @@ def test_relations_are_true_and_determine_the_order(n):
 
 
 @pytest.mark.parametrize('n, direction, number', [(2, 'both', 4), (3, 'ascending', 6), (4, 'both', 48)])
-def test_all_instances(n, direction, number):
-  examples = Sort(n, direction).all_instances()
+def test_problems(n, direction, number):
+  examples = Sort(n, direction).problems()
   assert len(examples) == len({problem(example) for example in examples}) == number
   sample = Sort(n, direction).example(0, 'train', 0)
   for example in examples:

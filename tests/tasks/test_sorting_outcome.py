@@ -61,7 +61,7 @@ NO_PROOF = ('DB', 'BA', 'BC', 'DA', 'DC')  # five comparisons, yet A and C remai
 def test_certified_reward_by_hand(state, finished, reward, certified):
   outcome = Sort(4).outcome(instance(VALUES), state, '', finished)
   assert outcome.reward == pytest.approx(reward, abs=1e-12)
-  assert outcome.exact == (reward > 0)
+  assert outcome.exact_match == (reward > 0)
   assert outcome.metrics['certified'] == certified
   assert outcome.metrics['efficiency'] == pytest.approx(max(0.0, 2 * reward - 1), abs=1e-12)
   assert outcome.metrics['comparisons'] == state['HiddenItems'].comparisons
@@ -108,7 +108,7 @@ def test_released_swap_reference_exceeds_the_fewest():
 def test_order_reward_by_hand(state, finished, reward):
   outcome = Order(3).outcome(instance((9, 1, 4)), state, '', finished)
   assert outcome.reward == reward
-  assert outcome.exact == (reward > 0)
+  assert outcome.exact_match == (reward > 0)
   assert outcome.metrics == {'swaps': state['HiddenItems'].swaps, 'efficiency': max(0.0, 2 * reward - 1)}
 
 
@@ -128,7 +128,7 @@ def test_order_reward_by_hand(state, finished, reward):
 ])
 def test_compare_reward_by_hand(text, finished, reward):
   outcome = Compare(3).outcome(instance((-5, 90, 4), asked=(0, 2)), final('ABC', ('AC',)), text, finished)
-  assert (outcome.reward, outcome.exact) == (reward, reward == 1)
+  assert (outcome.reward, outcome.exact_match) == (reward, reward == 1)
   assert outcome.metrics == {'comparisons': 1.0}
 
 
@@ -214,7 +214,7 @@ def test_optimal_sorting(n, comparisons, swaps, efficiency):
   """The optimal decision tree needs what the method says (1, 2.667, 4.667, 6.933 comparisons) and is certified."""
   task, solve = Sort(n), optimal_tree(n)
   outcomes = []
-  for given_ in task.all_instances():
+  for given_ in task.problems():
     values = given_.instance['values'][:n].tolist()
     orders, pairs = tuple(itertools.permutations(range(n))), []
     while len(orders) > 1:

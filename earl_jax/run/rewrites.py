@@ -1,0 +1,120 @@
+"""The counterfactual half of a batch (docs/method.md, section 3, CPO steps 1 to 4)."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from earl_jax.acting import counterfactual, policy
+from earl_jax.acting.counterfactual import Interventions
+from earl_jax.acting.rollout import Replay
+from earl_jax.acting.trajectory import Trajectory
+from earl_jax.devices import processes, rows
+from earl_jax.run.experiment import Experiment
+from earl_jax.run.problems import Problems
+
+__all__ = ['Choice', 'choose', 'rewrite', 'Rewrites']
+
+
+class Choice(NamedTuple):
+  """What is rewritten.
+
+  Attributes:
+    environment: 0-based, the one intervened on.
+    rows: int[…], the rollouts that are continued anew.
+  """
+
+  environment: int
+  rows: np.ndarray
+
+
+class Rewrites(NamedTuple):
+  """What became of it. Arrays on the host.
+
+  Attributes:
+    choice: what was rewritten.
+    trajectory: [B, T, …]: the counterfactual episode where `replaced`, elsewhere the factual one.
+    replaced: bool[B], rewritten rows that take the factual row's place.
+    rewards: float32[B], of the counterfactual episodes; 0 elsewhere.
+    tokens: decoded for them.
+  """
+
+  choice: Choice
+  trajectory: Trajectory
+  replaced: np.ndarray
+  rewards: np.ndarray
+  tokens: int
+
+
+def choose(
+    experiment: Experiment, problems: Problems, rewards: np.ndarray, interventions: Interventions, step: int
+) -> Choice:
+  """Which environment to intervene on, and in which rollouts (CPO step 1).
+
+  Args:
+    rewards: float32[G, n], of the factual rollouts.
+  """
+  config = experiment.config
+  rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, 2, step])))
+  offered = experiment.offered(problems.tasks)
+  environment = int(rng.choice(len(interventions.gains), p=interventions.probabilities(offered.any(axis=0))))
+  chosen = counterfactual.choose_rewrites(
+      rewards, config.algorithm.rewrite_fraction, offered[:, environment], rng
+  )
+  return Choice(environment, np.flatnonzero(chosen))
+
+
+def rewrite(
+    experiment: Experiment, params: policy.Params, problems: Problems, factual: tuple[Trajectory, np.ndarray],
+    choice: Choice, key: jax.Array,
+) -> Rewrites:
+  """Continues the chosen rollouts from a forced routing action (CPO steps 2 to 4), `rollout.chunk` rows at a time.
+
+  Args:
+    factual: trajectory [B, T, …] and rewards float32[B].
+    key: of the positions and the continuations.
+  """
+  config, (trajectory, rewards) = experiment.config, factual
+  batch, size, group = len(rewards), config.rollout.chunk, config.rollout.group
+  new_rewards, replaced, tokens = np.zeros(batch, np.float32), np.zeros(batch, bool), 0
+  for first in range(0, len(choice.rows), size):
+    real = choice.rows[first : first + size]
+    # The last chunk is filled up with a row that is there already, and the filling dropped.
+    chunk = np.full(size, choice.rows[first], np.int32)
+    chunk[: len(real)] = real
+    new, kept = _continue(experiment, params, problems, Chunk(factual[0], chunk, choice.environment), key)
+    outcomes = experiment.outcomes(problems.tasks, problems.examples, new, real // group)
+    new_rewards[real] = [outcome.reward for outcome in outcomes]
+    replaced[real] = (new_rewards[real] > rewards[real]) | (not config.algorithm.only_gains)
+    target = np.full(size, batch, np.int32)  # rows beyond the end are dropped
+    target[: len(real)] = np.where(replaced[real], real, batch)
+    trajectory = rows.replace(rows.copy(trajectory) if first == 0 else trajectory, target, new)
+    tokens += sum(int(outcome.metrics['response_length']) for outcome in outcomes) - int(kept[: len(real)].sum())
+  return Rewrites(choice, trajectory, replaced, new_rewards, tokens)
+
+
+class Chunk(NamedTuple):
+  """Some rows to rewrite: the factual trajectory [B, T, …], which rows int32[…] of it, and the environment to enter."""
+
+  trajectory: Trajectory
+  rows: np.ndarray
+  environment: int
+
+
+def _continue(
+    experiment: Experiment, params: policy.Params, problems: Problems, chunk: Chunk, key: jax.Array
+) -> tuple[Trajectory, np.ndarray]:
+  """The counterfactual episodes of a chunk, and how many slots of each response they were given: int32[…]."""
+  config = experiment.config
+  position_key, rollout_key = jax.random.split(key)
+  old = rows.take(chunk.trajectory, chunk.rows, experiment.rows)
+  prompt_length = config.rollout.prompt_length
+  slots = counterfactual.choose_positions(
+      position_key, old.route_scores[..., chunk.environment], chunk.rows, prompt_length=prompt_length
+  )
+  route = experiment.interface.route(chunk.environment)
+  replay: Replay = counterfactual.force(counterfactual.recorded(old.actions, slots), route)
+  prompts = rows.take(problems.prompts, chunk.rows // config.rollout.group, experiment.rows)
+  decoding = experiment.decoding(temperature=config.rollout.temperature)
+  new = experiment.rollout(params, prompts, chunk.rows, rollout_key, replay, decoding=decoding)
+  return new, processes.whole(slots) - prompt_length

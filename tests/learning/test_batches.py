@@ -1,0 +1,44 @@
+"""How a batch is split: prompts stay together, rows of similar length too, and rows without advantage come last."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from earl_jax.learning import batches
+from tests.run import tiny
+
+
+@pytest.fixture(scope='module')
+def config():
+  return tiny.parsed('embedded')
+
+
+def test_split_of_the_rows(config):
+  config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompts=8))
+  lengths = np.random.default_rng(0).integers(10, 60, 32)
+  rows, counts = batches.split_rows(config, 3, np.zeros(32), lengths)
+  assert rows.shape == (2, 4, 4) and counts.tolist() == [4, 4]
+  assert sorted(rows.reshape(-1)) == list(range(32))
+  assert not set(rows[0].reshape(-1) // 4) & set(rows[1].reshape(-1) // 4)  # groups stay together
+  assert (np.diff(lengths[rows].reshape(2, -1)) >= 0).all()  # and rows of similar length, one block being one row here
+  other = batches.split_rows(config, 4, np.zeros(32), lengths)[0]
+  assert set(rows[0].reshape(-1)) != set(other[0].reshape(-1))
+
+
+@pytest.mark.parametrize('micro, together, busy', [(2, 1, 10), (4, 1, 10), (8, 2, 12), (16, 4, 16)])
+def test_rows_without_advantage_come_last(config, micro, together, busy):
+  algorithm = dataclasses.replace(config.algorithm, skip_zero=True, micro_batch=micro)
+  config = dataclasses.replace(config, algorithm=algorithm, rollout=dataclasses.replace(config.rollout, prompts=8))
+  advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)  # in every other group all four rows, in the next ones one
+  lengths = np.random.default_rng(0).integers(10, 60, 32)
+  rows, counts = batches.split_rows(config, 3, advantages, lengths)
+  assert batches.rows_per_prompt(config) == together
+  assert sorted(rows.reshape(-1)) == list(range(32))
+  blocks = rows.reshape(-1, together)
+  assert (blocks // 4 == blocks[:, :1] // 4).all()  # of one prompt
+  assert np.any(advantages[blocks], axis=1).sum() * together == busy
+  for mini, count in zip(rows, counts):
+    used = np.any(advantages[mini.reshape(-1, together)], axis=1)
+    assert (np.diff(used.astype(int)) <= 0).all()
+    assert count == -(-used.sum() * together // micro)

@@ -1,0 +1,159 @@
+"""The claim on a working folder, and what is read back from it, also from folders of older versions."""
+
+import dataclasses
+import json
+
+import pytest
+
+from earl_jax.config import AlgorithmConfig, Config, MeshConfig, OptimizerConfig, Stage, UserError
+from earl_jax.run import workdir as workdir_lib
+from earl_jax.run.workdir import claim_workdir, read_config, read_modules
+
+CONFIG = Config(curriculum=(Stage(tasks=(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))),))
+FILES = {'config.json', 'versions.json'}
+
+
+def plain(config):
+  """As JSON holds it."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def rewrite(path, edit):
+  value = json.loads(path.read_text())
+  edit(value)
+  path.write_text(json.dumps(value))
+
+
+def test_claim(tmp_path):
+  workdir = tmp_path / 'new' / 'run'
+  claim_workdir(workdir, CONFIG, {'compare': 1})
+  curriculum = json.loads((workdir / 'config.json').read_text())['curriculum']
+  assert curriculum[0]['tasks'] == [['sort', {'n': 2}, 1.0], ['sort', {'n': 3}, 2.0]]
+  assert json.loads((workdir / 'versions.json').read_text()) == {'compare': 1}
+  before = (workdir / 'config.json').read_bytes()
+  claim_workdir(workdir, dataclasses.replace(CONFIG, steps=200), {'compare': 1})
+  assert (workdir / 'config.json').read_bytes() == before
+  assert {path.name for path in workdir.iterdir()} == FILES
+
+
+@pytest.mark.parametrize('changed, versions, changeable, field', [
+    ({'seed': 1}, {'compare': 1}, (), 'seed was 0 in this workdir and is 1 now'),
+    ({'seed': False}, {'compare': 1}, (), 'seed was 0 in this workdir and is false now'),
+    ({'interface': 'tagged', 'seed': 1}, {'compare': 1}, ('seed',), 'interface was "expanded"'),
+    ({'curriculum': ()}, {'compare': 1}, (), r'curriculum was \[.*"sort"'),
+    ({'optimizer': OptimizerConfig(b1=0.5)}, {'compare': 1}, ('optim', 'optimizer.b'), 'optimizer.b1 was 0.9'),
+    ({}, {'compare': 2}, ('compare',), 'versions.json: compare was 1 in this workdir and is 2 now'),
+    ({}, {'compare': 1, 'swap': 1}, (), 'versions.json: swap was absent in'),
+    ({}, {}, (), 'versions.json: compare was 1 in this workdir and is absent now'),
+])
+def test_claim_of_another_run(tmp_path, monkeypatch, changed, versions, changeable, field):
+  claim_workdir(tmp_path, CONFIG, {'compare': 1})
+  monkeypatch.setattr(workdir_lib, 'CHANGEABLE', changeable)
+  with pytest.raises(UserError, match=f'{field}.*use another --workdir or the same config') as error:
+    claim_workdir(tmp_path, dataclasses.replace(CONFIG, **changed), versions)
+  assert '\n' not in str(error.value)
+
+
+def test_what_a_resumed_run_may_change(tmp_path):
+  """Fields, a whole group of them, and one within a group, whose other fields stay."""
+  claim_workdir(tmp_path, CONFIG, {})
+  on_host = AlgorithmConfig(reference_on_host=True)
+  changes = dict(
+      steps=200, stop_at_solved=True, evaluate_every=1, checkpoint_every=1, sample_every=1, evaluation_prompts=1,
+      mesh=MeshConfig(2, 2, 2), remat='full', algorithm=on_host,
+  )
+  claim_workdir(tmp_path, dataclasses.replace(CONFIG, **changes), {})
+  changes['algorithm'] = dataclasses.replace(on_host, kl=0.5)
+  with pytest.raises(UserError, match='algorithm.kl was 0.001 in this workdir and is 0.5 now'):
+    claim_workdir(tmp_path, dataclasses.replace(CONFIG, **changes), {})
+
+
+@pytest.mark.parametrize('name', sorted(FILES))
+@pytest.mark.parametrize('text, says', [('{"task":', 'is not readable'), ('[1]', 'holds no JSON object')])
+def test_claim_of_a_damaged_folder(tmp_path, name, text, says):
+  claim_workdir(tmp_path, CONFIG, {})
+  (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=f'{name} {says}') as error:
+    claim_workdir(tmp_path, CONFIG, {})
+  assert '\n' not in str(error.value)
+
+
+def test_unwritable(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='file/run.*cannot write') as error:
+    claim_workdir(tmp_path / 'file' / 'run', CONFIG, {})
+  assert '\n' not in str(error.value)
+
+
+def test_only_process_zero_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lib.jax, 'process_index', lambda: 1)
+  claim_workdir(tmp_path, CONFIG, {'compare': 1}, {'mine': '/there'})
+  assert not list(tmp_path.iterdir())
+
+
+def test_config_comes_back_as_it_was(tmp_path):
+  config = dataclasses.replace(CONFIG, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3))
+  claim_workdir(tmp_path, config, {})
+  assert plain(read_config(tmp_path)) == plain(config)
+
+
+def test_damaged_config(tmp_path):
+  (tmp_path / 'config.json').write_text('{"seed":')
+  with pytest.raises(UserError, match='config.json is not readable as JSON'):
+    read_config(tmp_path)
+
+
+def test_no_config(tmp_path):
+  with pytest.raises(UserError, match=f'--workdir={tmp_path}: no readable config.json there'):
+    read_config(tmp_path)
+
+
+def test_a_config_of_before_a_field_existed(tmp_path):
+  """It is read with that field's default, and the run goes on if it has the same."""
+  claim_workdir(tmp_path, CONFIG, {})
+  def forget(config):
+    del config['interface'], config['algorithm']['dual_clip'], config['curriculum'][0]['imitate'], config['mesh']
+
+  rewrite(tmp_path / 'config.json', forget)
+  assert plain(read_config(tmp_path)) == plain(CONFIG)
+  claim_workdir(tmp_path, CONFIG, {})
+  with pytest.raises(UserError, match='interface was "expanded" in this workdir and is "tagged" now'):
+    claim_workdir(tmp_path, dataclasses.replace(CONFIG, interface='tagged'), {})
+
+
+def test_a_config_with_the_former_names(tmp_path):
+  config = dataclasses.replace(CONFIG, mastery_window=7, algorithm=AlgorithmConfig(rewrite_fraction=0.25))
+  claim_workdir(tmp_path, config, {})
+
+  def old(config):
+    config['window'] = config.pop('mastery_window')
+    config['algorithm']['fraction'] = config['algorithm'].pop('rewrite_fraction')
+
+  rewrite(tmp_path / 'config.json', old)
+  read = read_config(tmp_path)
+  assert (read.mastery_window, read.algorithm.rewrite_fraction) == (7, 0.25) and plain(read) == plain(config)
+  before = (tmp_path / 'config.json').read_bytes()
+  claim_workdir(tmp_path, config, {})
+  assert (tmp_path / 'config.json').read_bytes() == before
+  for change, says in (
+      ({'mastery_window': 4}, 'mastery_window was 7 in this workdir and is 4 now'),
+      ({'algorithm': AlgorithmConfig()}, 'algorithm.rewrite_fraction was 0.25 in this workdir and is 0.0 now'),
+  ):
+    with pytest.raises(UserError, match=says):
+      claim_workdir(tmp_path, dataclasses.replace(config, **change), {})
+
+
+def test_a_config_with_a_field_that_there_is_not(tmp_path):
+  claim_workdir(tmp_path, CONFIG, {})
+  rewrite(tmp_path / 'config.json', lambda config: config['rollout'].update(beams=3))
+  with pytest.raises(UserError, match='config.rollout.beams: no such field; known: '):
+    read_config(tmp_path)
+
+
+def test_modules_of_others(tmp_path):
+  claim_workdir(tmp_path, CONFIG, {})
+  assert read_modules(tmp_path) == {}
+  for folder in ('/here', '/there'):  # they may move
+    claim_workdir(tmp_path, CONFIG, {}, {'mine': folder})
+    assert read_modules(tmp_path) == {'mine': folder}
+  assert {path.name for path in tmp_path.iterdir()} == FILES | {'modules.json'}
