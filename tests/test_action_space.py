@@ -50,7 +50,8 @@ def test_a_route_is_never_shared_with_an_action():
 def test_no_environment():
   space = ActionSpace(VOCAB, [], encode)
   assert (space.num_environments, space.size) == (0, VOCAB)
-  assert space.descriptions.shape[0] == len(space.init_tokens) == 0
+  assert len(space.actions) == len(space.init_tokens) == 0
+  assert space.descriptions.shape == (1, 1) and space.description_lengths.tolist() == [0]  # a gather needs a row
 
 
 def test_action_without_tokens():

@@ -182,7 +182,7 @@ def test_processes_join_through_jax(stub):
 
 def test_lines_carry_their_process_and_flags_are_kept(stub):
   environment = stub('python', 'echo "$XLA_FLAGS"; echo two >&2', XLA_FLAGS='--mine=1')
-  result = run(local(2, 3, 'launch/train.sh', '--config=a', '--workdir=w', '--distributed'), environment)
+  result = run(local(2, 3, *'launch/train.sh --config=a --workdir=w --distributed'.split()), environment)
   line = '--mine=1 --xla_force_host_platform_device_count=3'
   assert sorted(result.stdout.splitlines()) == [f'[0] {line}', '[0] two', f'[1] {line}', '[1] two']
   assert calls(environment) == ['python -m earl_jax.train --config=a --workdir=w --distributed'] * 2

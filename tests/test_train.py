@@ -201,7 +201,7 @@ def test_reference_scores_and_kl(model, tmp_path):
   config_changes = {'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'steps': 2}
   config = tiny.parsed(model, **config_changes)
   experiment, params = set_up(config)
-  experience = collect.collect(experiment, params, draw(experiment, 0, 0), Progress.first(2))
+  experience = collect.collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2))
   settings = dataclasses.replace(experiment.scoring, rows_per_prompt=1)
   scores = score(params, experience.trajectory, settings)
   for rows in (1, 2, 4):

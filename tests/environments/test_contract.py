@@ -118,7 +118,7 @@ class Forgetful(Switch):
 
 
 @pytest.mark.parametrize('environment, what', [
-    (Stuck, 'no action is valid'), (Float, 'dtype'), (Endless, 'hardly ever'), (Wordy, 'too long'),
+    (Stuck, 'no action is valid'), (Float, 'dtype'), (Endless, 'never comes back'), (Wordy, 'too long'),
     (OneWay, 'never valid'), (Forgetful, 'not equal|differ'), (Weak, 'weak type'),
 ])
 def test_what_does_not_keep_to_it_is_found(environment, what):

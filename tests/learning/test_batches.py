@@ -1,11 +1,15 @@
-"""How a batch is split: prompts stay together, rows of similar length too, and rows without advantage come last."""
+"""How a batch is split: prompts stay together, rows of similar length too, and rows without advantage come last; and
+how wide its rows are."""
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from earl_jax.learning import batches
+from tests import core_fixtures as core
 from tests.run import tiny
 
 
@@ -42,3 +46,19 @@ def test_rows_without_advantage_come_last(config, micro, together, busy):
     used = np.any(advantages[mini.reshape(-1, together)], axis=1)
     assert (np.diff(used.astype(int)) <= 0).all()
     assert count == -(-used.sum() * together // micro)
+
+
+def test_short_rows_are_computed_at_a_shorter_width():
+  """Half or the whole of the response, and nothing changes by it."""
+
+  def measure(rows):
+    return jnp.int32(rows.slots), jnp.sum(rows.decisions)
+
+  widths, seen = [core.PROMPT + width for width in (20, 40)], set()
+  for row in range(8 * core.GROUP):
+    one = jax.tree.map(lambda x, row=row: x[row:row + 1], core.rolled_out())
+    slots, decisions = batches.at_width(measure, one, one, core.PROMPT)
+    assert slots == next(width for width in widths if width >= one.end[0])
+    assert decisions == jnp.sum(one.decisions)
+    seen.add(int(slots))
+  assert len(seen) > 1, 'the rows of the example are all of one length'

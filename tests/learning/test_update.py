@@ -15,7 +15,7 @@ from earl_jax.acting import scoring
 from earl_jax.acting.scoring import Scoring
 from earl_jax.config import AlgorithmConfig, Config, OptimizerConfig
 from earl_jax.learning import update
-from earl_jax.learning.batches import at_width, Batch, Split
+from earl_jax.learning.batches import Batch, Split
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP
@@ -201,22 +201,6 @@ def test_reading_a_prompt_once_for_its_rows_changes_nothing():
   chex.assert_trees_all_close(shared_metrics, metrics, rtol=1e-3, atol=1e-6)
   wrong, _ = step(order[..., ::-1][..., ::2].repeat(2, -1), shared=core.GROUP)  # other rows: it can tell
   assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (wrong.params, alone.params)))) > 1e-5
-
-
-def test_short_rows_are_computed_at_a_shorter_width():
-  """Half or the whole of the response, and nothing changes by it."""
-
-  def measure(rows):
-    return jnp.int32(rows.slots), jnp.sum(rows.decisions)
-
-  widths, seen = [core.PROMPT + width for width in (20, 40)], set()
-  for row in range(ROWS):
-    one = jax.tree.map(lambda x, row=row: x[row:row + 1], core.rolled_out())
-    slots, decisions = at_width(measure, one, one, core.PROMPT)
-    assert slots == next(width for width in widths if width >= one.end[0])
-    assert decisions == jnp.sum(one.decisions)
-    seen.add(int(slots))
-  assert len(seen) > 1, 'the rows of the example are all of one length'
 
 
 def test_rows_without_advantage_can_be_left_out():

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from earl_jax import config as config_lib
-from earl_jax import plan
+from earl_jax import finder, plan
 from earl_jax.base_model import build
 from earl_jax.devices import sharding
 from earl_jax.model import hf, transformer
@@ -49,6 +49,7 @@ def compiled(config: config_lib.Config) -> dict[str, int]:
 
 if __name__ == '__main__':
   path, size, *changes = sys.argv[1:]
+  finder.look_in([str(pathlib.Path(path).resolve().parent)])  # what it imports may lie beside it
   values = runpy.run_path(path)['get_config']()
   values.update_from_flattened_dict({k: json.loads(v) for k, _, v in (change.partition('=') for change in changes)})
   with tempfile.TemporaryDirectory() as folder:

@@ -23,8 +23,10 @@ def results(tmp_path_factory):
       text=True,
   )
   assert process.returncode == 0, process.stderr[-3000:]
-  read = lambda name: (dict(np.load(folder / f'{name}.npz')), json.loads((folder / f'{name}.json').read_text()))  # noqa: E731
-  return {name: read(name) for name in ('1x1x1', *MESHES)}
+  return {
+      name: (dict(np.load(folder / f'{name}.npz')), json.loads((folder / f'{name}.json').read_text()))
+      for name in ('1x1x1', *MESHES)
+  }
 
 
 @pytest.mark.parametrize('mesh', MESHES)

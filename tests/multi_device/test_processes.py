@@ -71,8 +71,9 @@ def test_the_same_parameters(runs, other):
 def test_one_process_alone_reports(runs):
   """Of two, the first writes the table, the samples and the metrics."""
   assert '[0] task' in runs[1] and '[1] task' not in runs[1]
-  samples = lambda name: {path.name: path.read_text() for path in (runs[0] / name / 'samples').iterdir()}  # noqa: E731
-  assert samples('two') == samples('one')
+  folders = (runs[0] / name / 'samples' for name in ('one', 'two'))
+  one, two = ({path.name: path.read_text() for path in folder.iterdir()} for folder in folders)
+  assert two == one
 
 
 @pytest.mark.parametrize('variables, told', [

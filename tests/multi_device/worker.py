@@ -3,7 +3,7 @@
   python -m tests.multi_device.worker FOLDER
 """
 
-import functools
+import dataclasses
 import json
 import pathlib
 import sys
@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from earl_jax.acting.counterfactual import Interventions
 from earl_jax.config import MeshConfig
 from earl_jax.devices import sharding
 from earl_jax.learning import update
+from earl_jax.learning.batches import Batch, Split
 from earl_jax.model import transformer
 from earl_jax.run.collect import collect
+from earl_jax.run.problems import draw
+from earl_jax.run.progress import Progress
 from tests import core_fixtures as core
 
 MESHES = {'8x1x1': (8, 1, 1), '2x2x2': (2, 2, 2), '1x4x2': (1, 4, 2)}
@@ -30,14 +32,15 @@ def names(tree):
 
 
 def run(mesh, folder):
-  experiment = core.experiment(mesh, counterfactual=True, fraction=0.5, entropy=0.02, kl=0.05)
+  experiment = core.experiment(mesh, counterfactual=True, rewrite_fraction=0.5, entropy=0.02, kl=0.05)
   optimizer = optax.adam(1e-3, eps=1e-3)  # such that a gradient of nearly 0 does not become a step of full length
-  initialise = functools.partial(update.init_state, optimizer=optimizer)
-  shardings = sharding.tree_shardings(mesh, jax.eval_shape(initialise, core.params(1)))
-  state = jax.device_put(initialise(jax.tree.map(jnp.copy, core.params(1))), shardings)  # the update donates it
+  shardings = jax.tree.map(lambda x: x.sharding, update.abstract_state(core.params(1), optimizer, mesh))
+  state = update.init_state(jax.tree.map(jnp.copy, core.params(1)), optimizer)  # the update donates it
+  state = jax.device_put(state, shardings)
   before = {name: leaf.sharding.shard_shape(leaf.shape) for name, leaf in names(state.params).items()}
 
-  experience = collect(experiment, state.params, 0, STEP, Interventions.initial(len(core.NAMES)))
+  progress = Progress.first(len(core.NAMES))._replace(step=STEP)
+  experience = collect(experiment, state.params, draw(experiment, stage=0, step=STEP), progress)
   trajectory, factual = jax.device_get((experience.trajectory, experience.factual))
   rows = len(experience.advantages)
   # The random policy hardly earns rewards: advantages are made up, so that gradients are not all 0.
@@ -46,9 +49,9 @@ def run(mesh, folder):
   made_up = jax.device_put(made_up, sharding.by_row(mesh))
   order = np.random.default_rng(0).permutation(rows).reshape(2, -1, 8).astype(np.int32)
   state, metrics = update.update_step(
-      state, update.Batch(experience.trajectory, *made_up), order, np.full(2, order.shape[1], np.int32),
-      optimizer=optimizer, model=core.MODEL, space=experiment.interface.space, config=experiment.config.algorithm,
-      mesh=mesh, prompt_length=core.PROMPT,
+      state, Batch(experience.trajectory, *made_up), Split(order, np.full(2, order.shape[1], np.int32)),
+      optimizer=optimizer, scoring=dataclasses.replace(experiment.scoring, rows_per_prompt=1),
+      config=experiment.config.algorithm, mesh=mesh,
   )
   with jax.set_mesh(mesh):  # no shardings are given but those of the parameters
     tokens, start = np.zeros((8, 4), np.int32), np.zeros(8, np.int32)

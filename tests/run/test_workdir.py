@@ -8,6 +8,7 @@ import pytest
 from earl_jax.config import AlgorithmConfig, Config, MeshConfig, OptimizerConfig, Stage, UserError
 from earl_jax.run import workdir as workdir_lib
 from earl_jax.run.workdir import claim_workdir, read_config, read_modules
+from tests.run import tiny
 
 CONFIG = Config(curriculum=(Stage(tasks=(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))),))
 FILES = {'config.json', 'versions.json'}
@@ -92,9 +93,9 @@ def test_only_process_zero_writes(tmp_path, monkeypatch):
 
 
 def test_config_comes_back_as_it_was(tmp_path):
-  config = dataclasses.replace(CONFIG, seed=3, optimizer=OptimizerConfig(learning_rate=1e-3))
-  claim_workdir(tmp_path, config, {})
-  assert plain(read_config(tmp_path)) == plain(config)
+  for name, config in (('first', CONFIG), ('second', tiny.parsed('no model is read', seed=3))):
+    claim_workdir(tmp_path / name, config, {})
+    assert plain(read_config(tmp_path / name)) == plain(config)
 
 
 def test_damaged_config(tmp_path):

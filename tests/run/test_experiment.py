@@ -1,0 +1,115 @@
+"""What a run is put together from: the keys of its instances, and what does not go together."""
+
+import jax
+import numpy as np
+import pytest
+
+from earl_jax.action_space import ActionSpec, EnvironmentSpec
+from earl_jax.config import stage, UserError
+from earl_jax.environments.compare import Compare
+from earl_jax.environments.hidden_items import ITEMS
+from earl_jax.run.experiment import prepare
+from earl_jax.run.problems import draw
+from earl_jax.tasks.base import Example
+from earl_jax.tasks.sorting import Order, Sort
+from tests import core_fixtures as core
+from tests.run import tiny
+
+
+class WithKeys(Order):
+  """Gives other keys than the package's tasks."""
+
+  name = 'other'
+
+  def __init__(self, values=(3, 1, 2, 0, 0, 0, 0, 0), dtype='int32', count=True):
+    super().__init__(2)
+    self.label = 'other'
+    self._instance_given = {'values': np.array(values, dtype), 'mine': np.float32([1, 2])}
+    if count:
+      self._instance_given['count'] = np.int32(3)
+
+  def example(self, seed, split, index):
+    return Example('', 'What?', self._instance_given)
+
+
+class Twice(Sort):
+  name = 'twice'
+  environments = ('compare', 'swap', Compare)
+
+
+class Weigh(Compare):
+  """Another environment of the same name."""
+
+  spec = EnvironmentSpec('compare', ActionSpec(' weigh'), ITEMS)
+
+
+class Weighing(Sort):
+  name = 'weighing'
+  environments = (Weigh,)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return tiny.write_model(tmp_path_factory.mktemp('model'))
+
+
+def prepared(model, *stages):
+  """An experiment whose stages have these tasks: (name, options)."""
+  curriculum = tuple(stage(*((name, options, 1.0) for name, options in tasks)) for tasks in stages)
+  config = tiny.parsed(model, curriculum=curriculum, **{'rollout.prompt_length': 88})
+  return prepare(config, model, core.one_device())
+
+
+def mine(name):
+  return f'{__name__}:{name}'
+
+
+def shapes(prompts):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), prompts)
+
+
+def test_every_batch_has_the_instance_keys_of_all_tasks(model):
+  sort, countdown = ('sort', {'n': 3}), ('countdown', {'numbers': 3, 'digits': 1})
+  experiment = prepared(model, [sort], [countdown], [countdown, sort, (mine('WithKeys'), {})])
+  examples = {task.label: task.example(0, 'train', 0) for task in experiment.tasks}
+  keys = {key for example in examples.values() for key in example.instance}
+  assert {'values', 'numbers', 'mine'} <= keys
+  batches = [draw(experiment, stage, step=0) for stage in range(3)]
+  for problems in batches:
+    assert set(problems.prompts.instance) == keys
+    assert shapes(problems.prompts) == shapes(batches[0].prompts)  # or the decode loop would be compiled again
+    for row, example in enumerate(problems.examples):
+      for key, values in problems.prompts.instance.items():
+        np.testing.assert_array_equal(values[row], example.instance.get(key, np.zeros_like(values[row])))
+  task, other = Sort(4), batches[0].prompts  # one that is not the run's
+  single = experiment.encode_prompts([task] * 4, [task.example(0, 'test', index) for index in range(4)])
+  assert shapes(single) == shapes(other)
+
+
+def test_a_key_in_two_shapes(model):
+  for options, given in [({'values': (1, 2)}, r'int32\[2\]'), ({'dtype': 'int64'}, r'int64\[8\]')]:
+    refused(model, [('sort', {'n': 2})], [(mine('WithKeys'), options)], says=(
+        rf"instance key 'values': task sort2 gives int32\[8\], task other {given}; rename one of the two"))
+
+
+def test_an_instance_without_a_key_that_an_environment_needs(model):
+  """Also where other tasks of the run give it: the zeros that then fill it up are nothing to go by."""
+  for others in ([], [('sort', {'n': 2})]):
+    refused(model, [*others, (mine('WithKeys'), {'count': False})], says=(
+        "task other: its instance has no 'count', which the environment 'swap' needs; it has values, mine"))
+
+
+def test_an_environment_named_twice(model):
+  refused(model, [(mine('Twice'), {'n': 2})], says="it names the environment 'compare' twice; name it once")
+
+
+def test_two_environments_of_one_name(model):
+  refused(model, [('sort', {'n': 2})], [(mine('Weighing'), {'n': 2})], says=(
+      r"environment 'compare': earl_jax.environments.compare.Compare and .*test_experiment.Weigh have this name; "
+      'rename one of the two'))
+
+
+def refused(model, *stages, says):
+  with pytest.raises(UserError, match=says) as error:
+    prepared(model, *stages)
+  assert '\n' not in str(error.value)
