@@ -90,6 +90,7 @@ def get_config():
   """The words of the base model are of no use here: nothing keeps them (kl = 0), and the rate can be higher."""
   config = config_lib.embedded_config()
   config.curriculum = (config_lib.stage(('bisection:FindNumber', {}, 1.0)),)
-  config.steps, config.algorithm.kl, config.optimizer.learning_rate = 200, 0.0, 1e-3
+  config.steps, config.optimizer.learning_rate = 200, 1e-3
+  config.algorithm.update(kl=0.0, entropy=0.03, rewrite_fraction=0.5)
   config.rollout.update(prompt_length=48, response_length=64)
   return config

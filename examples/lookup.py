@@ -51,7 +51,7 @@ class Dictionary(Environment):
 
 
 class FindEntry(base.Task):
-  """Follow a trail of two to four entries, each of which names the next, and give the number where it ends."""
+  """Follow a trail of one to four entries, each of which names the next, and give the number where it ends."""
 
   name = label = 'lookup'
   environments = (Dictionary,)
@@ -63,7 +63,7 @@ class FindEntry(base.Task):
     rng = base.random_generator(seed, split, index)
     while True:
       entries = rng.integers(len(CONTENTS), size=len(NAMES), dtype=np.int32)
-      trail = rng.permutation(len(NAMES))[:rng.integers(2, 5)]
+      trail = rng.permutation(len(NAMES))[:rng.integers(1, 5)]
       entries[trail] = [*trail[1:], rng.integers(len(NAMES), len(CONTENTS))]
       if base.split_of(f'{trail[0]} {entries.tolist()}') == split:
         instance = {'entries': entries, 'trail': np.isin(np.arange(len(NAMES)), trail), 'last': np.int32(trail[-1])}
@@ -82,10 +82,14 @@ class FindEntry(base.Task):
 
 
 def get_config():
-  """The words of the base model are of no use here: nothing keeps them (kl = 0), and the rate can be higher."""
+  """The words of the base model are of no use here: nothing keeps them (kl = 0), and the rate can be higher.
+
+  With less entropy and fewer rewrites, one seed of two went on answering after a single lookup.
+  """
   config = config_lib.embedded_config()
   config.curriculum = (config_lib.stage(('lookup:FindEntry', {}, 1.0)),)
   config.steps, config.stop_at_solved, config.evaluate_every = 150, True, 10
-  config.algorithm.kl, config.optimizer.learning_rate = 0.0, 1e-3
+  config.algorithm.update(kl=0.0, entropy=0.03, rewrite_fraction=0.5)
+  config.optimizer.learning_rate = 1e-3
   config.rollout.update(prompt_length=40, response_length=64)
   return config
