@@ -82,7 +82,7 @@ class ActionSpace:
     specs: the external environments; environment id k is `specs[k - 1]`.
     actions: the E expanded actions; action id is V + index.
     descriptions: int32[E, L], description tokens, padded with 0; one empty row where there are no actions.
-    description_lengths: int32[E].
+    description_lengths: int32[E], likewise.
     init_tokens: int32[E], the vocabulary id whose head row initialises the action's.
     environment_actions: per environment, int32[A_k]: expanded index of each local action.
   """

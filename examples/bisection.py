@@ -17,7 +17,8 @@ from earl_jax.environments.base import Environment, Observation, observation_tab
 from earl_jax.tasks import base
 from earl_jax.tasks.calculation import in_words
 
-WORDS = [f' {in_words(number)}' for number in range(1, 17)]  # a number is given by its index here
+WORDS, WIDEST = [f' {in_words(number)}' for number in range(1, 17)], 8  # a number is given by its index here
+ANSWERS = [': False,', ': True,', ': False\n', ': True\n']
 
 
 class Search(NamedTuple):
@@ -36,8 +37,7 @@ class Question(Environment):
   state_type = Search
 
   def __init__(self, encode: Encode):
-    table = observation_table(encode, [': False,', ': True,', ': False\n', ': True\n'])
-    self._tokens, self._lengths = map(jnp.asarray, table)
+    self._tokens, self._lengths = map(jnp.asarray, observation_table(encode, ANSWERS))
     self.max_observation = self._tokens.shape[1]
 
   def reset(self, instance: dict[str, jax.Array]) -> Search:
@@ -67,7 +67,7 @@ class FindNumber(base.Task):
     while True:
       low, high = np.sort(rng.choice(len(WORDS), 2, replace=False)).astype(np.int32)
       instance = {'number': rng.integers(low, high + 1, dtype=np.int32), 'low': low, 'high': high}
-      if base.split_of(' '.join(map(str, instance.values()))) == split:
+      if high - low < WIDEST and base.split_of(' '.join(map(str, instance.values()))) == split:
         return base.Example(base.SYSTEM, f'The number is from{WORDS[low]} to{WORDS[high]}. Find it.', instance)
 
   def outcome(self, instance: base.Instance, states: dict, text: str, finished: bool) -> base.Outcome:
@@ -82,8 +82,7 @@ class FindNumber(base.Task):
 def optimum(instance: base.Instance) -> float:
   """The mean number of questions that bisection takes on this range; no strategy takes fewer."""
   width = int(instance['high'] - instance['low']) + 1
-  full = width.bit_length() - 1  # questions that all take; some numbers take one more
-  return full + 2 * (width - 2**full) / width
+  return width.bit_length() + 1 - 2 ** width.bit_length() / width  # the mean depth of a balanced tree's leaves
 
 
 def get_config():
@@ -91,6 +90,6 @@ def get_config():
   config = config_lib.embedded_config()
   config.curriculum = (config_lib.stage(('bisection:FindNumber', {}, 1.0)),)
   config.steps, config.optimizer.learning_rate = 200, 1e-3
-  config.algorithm.update(kl=0.0, entropy=0.03, rewrite_fraction=0.5)
+  config.algorithm.update(kl=0.0, entropy=0.03)
   config.rollout.update(prompt_length=48, response_length=64)
   return config

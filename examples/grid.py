@@ -87,6 +87,6 @@ def get_config():
   """The words of the base model are of no use here: nothing keeps them (kl = 0), and the rate can be higher."""
   config = config_lib.embedded_config()
   config.curriculum = (config_lib.stage(('grid:Reach', {}, 1.0)),)
-  config.steps, config.algorithm.kl, config.optimizer.learning_rate = 160, 0.0, 1e-3
+  config.steps, config.algorithm.kl, config.optimizer.learning_rate = 200, 0.0, 1e-3
   config.rollout.update(prompt_length=40, response_length=64)
   return config

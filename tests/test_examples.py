@@ -22,8 +22,14 @@ MOST_LINES = 60
 
 @pytest.fixture(autouse=True)
 def found(monkeypatch):
-  monkeypatch.setattr(sys, 'path', list(sys.path))
+  """The examples are found, and no module of the same name that another test has imported."""
+  monkeypatch.setattr(sys, 'path', [path for path in sys.path if not path.endswith('benchmarks')])
   finder.look_in([str(tiny.ROOT / 'examples')])
+  others = {name: sys.modules.pop(name) for name in EXAMPLES if name in sys.modules}
+  yield
+  for name in EXAMPLES:
+    sys.modules.pop(name, None)
+  sys.modules.update(others)
 
 
 def tasks_of(name):

@@ -129,7 +129,7 @@ def entropy(d: Distribution) -> jax.Array:
 
 
 def route_scores(space: ActionSpace, d: Distribution, possible: jax.Array) -> jax.Array:
-  """float32[…, R]: max(log p(first description token), log p(routing action)) per environment (method, CPO step 2).
+  """float32[…, R]: max(log p(first description token), log p(routing action)) per environment (docs/method.md, CPO 2).
 
   Args:
     possible: bool[…, R], where the environment can be entered; elsewhere the score is `NEGATIVE`.

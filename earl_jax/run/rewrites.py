@@ -46,6 +46,14 @@ class Rewrites(NamedTuple):
   tokens: int
 
 
+class Chunk(NamedTuple):
+  """Some rows to rewrite: the factual trajectory [B, T, …], which rows int32[…] of it, and the environment to enter."""
+
+  trajectory: Trajectory
+  rows: np.ndarray
+  environment: int
+
+
 def choose(
     experiment: Experiment, problems: Problems, rewards: np.ndarray, interventions: Interventions, step: int
 ) -> Choice:
@@ -91,14 +99,6 @@ def rewrite(
     trajectory = rows.replace(rows.copy(trajectory) if first == 0 else trajectory, target, new)
     tokens += sum(int(outcome.metrics['response_length']) for outcome in outcomes) - int(kept[: len(real)].sum())
   return Rewrites(choice, trajectory, replaced, new_rewards, tokens)
-
-
-class Chunk(NamedTuple):
-  """Some rows to rewrite: the factual trajectory [B, T, …], which rows int32[…] of it, and the environment to enter."""
-
-  trajectory: Trajectory
-  rows: np.ndarray
-  environment: int
 
 
 def _continue(

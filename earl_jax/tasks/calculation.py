@@ -172,7 +172,7 @@ def _random_number(rng: np.random.Generator, digits: int) -> int:
 
 
 class Arithmetic(CalculationTask):
-  """The value of an expression with operands of up to `digits` digits (method: arithmetic).
+  """The value of an expression with operands of up to `digits` digits (docs/method.md, section 4).
 
   Training problems have up to `operators` operators and one in ten is in words; test problems have up to
   `test_operators`, and seven in ten are in words.
@@ -205,7 +205,7 @@ class Arithmetic(CalculationTask):
 
 
 class Countdown(CalculationTask):
-  """Reach a target with `numbers` numbers of up to `digits` digits, each used exactly once (method: countdown)."""
+  """Reach a target with `numbers` numbers of up to `digits` digits, each used once (docs/method.md, section 4)."""
 
   name = 'countdown'
   numbered = 'numbers'
@@ -240,7 +240,7 @@ class Countdown(CalculationTask):
 
 
 class Count(CalculationTask):
-  """How often a digit occurs in a number of up to `digits` digits, nine in ten in words (method: count)."""
+  """How often a digit occurs in a number of up to `digits` digits, nine in ten in words (docs/method.md, section 4)."""
 
   name = 'count'
   environments = ()

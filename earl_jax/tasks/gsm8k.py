@@ -2,8 +2,8 @@
 
 A solution works its answer out in steps, `<<48/2=24>>`. The numbers of the question that some step works with are
 replaced by new ones of up to six digits, wherever they stand. The steps are worked out anew, and the draw is kept if
-their results are of the kind they were, whole where they were whole and positive where they were positive (method:
-gsm8k*).
+their results are of the kind they were, whole where they were whole and positive where they were positive
+(docs/method.md, section 4).
 """
 
 from fractions import Fraction

@@ -84,7 +84,7 @@ class _ItemTask(Task):
 
 
 class Sort(_ItemTask):
-  """Put `n` items with hidden values in order, with compare and swap (method: sort).
+  """Put `n` items with hidden values in order, with compare and swap (docs/method.md, section 4).
 
   The reward of a right final state is (1 + efficiency) / 2, and efficiency the mean of what is left of the comparisons'
   and the swaps' budget. It counts only under a condition:
@@ -167,7 +167,7 @@ class Sort(_ItemTask):
 
 
 class Order(_ItemTask):
-  """Put `n` items in order when the prompt tells how they compare, with swap alone (method: order)."""
+  """Put `n` items in order when the prompt tells how they compare, with swap alone (docs/method.md, section 4)."""
 
   name = 'order'
   environments = ('swap',)
@@ -198,7 +198,7 @@ class Order(_ItemTask):
 
 
 class Compare(_ItemTask):
-  """Say which of two of `n` items is larger, with compare (method: compare)."""
+  """Say which of two of `n` items is larger, with compare (docs/method.md, section 4)."""
 
   name = 'compare'
   environments = ('compare',)
