@@ -2,9 +2,9 @@
 
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4
 
-200 steps of 256 rollouts (51,200): 24 minutes on two CPU cores. A stage of the curriculum ends when its tasks are
+200 steps of 256 rollouts (51,200): 22 minutes on two CPU cores. A stage of the curriculum ends when its tasks are
 mastered. Expected: all 48 instances, proven by their comparisons, with 4.7 to 4.9 of them and 1.92 swaps on average
-(the optimum is 4.667 and 1.917).
+(the optimum is 4.667 and 1.917, which seed 0 reaches).
 """
 
 from earl_jax import config as config_lib
