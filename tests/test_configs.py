@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import pathlib
 import re
 import sys
@@ -135,8 +136,8 @@ def test_it_says_how_it_is_run_and_what_that_takes(name):
 @pytest.mark.parametrize('group', GROUPS, ids=[group.__name__ for group in GROUPS])
 def test_every_field_is_described(group):
   """In its class, or, where it is a group, in a class of its own."""
-  section = group.__doc__.partition('\n  Attributes:\n')[2]
-  described = ', '.join(re.findall(r'^ {4}(\w+(?:, \w+)*): \S', section, re.MULTILINE)).split(', ')
+  section = inspect.getdoc(group).partition('\nAttributes:\n')[2]
+  described = ', '.join(re.findall(r'^ {2}(\w+(?:, \w+)*): \S', section, re.MULTILINE)).split(', ')
   assert described == [field.name for field in dataclasses.fields(group) if field.type not in GROUPS]
 
 
