@@ -2,8 +2,9 @@
 
   python -m earl_jax.train --config=path/to/examples/bisection.py --workdir=runs/bisection
 
-200 steps of 256 rollouts, five minutes on one CPU core, seed 0: greedily it finds 98.0 % (95.5 - 99.2) of 256 held-out
-numbers with 2.95 questions, where bisection takes 1.91. It narrows the range by the answers, not always by halves.
+200 steps of 256 rollouts, four to five minutes on one CPU core. Greedily it then finds 98.0 % (95.5 - 99.2) and 100 %
+(98.5 - 100) of 256 held-out numbers in seeds 0 and 1, with 2.95 and 2.45 questions; bisection takes 1.91 and 1.98:
+it narrows the range by the answers, though not always by halves.
 """
 
 from typing import NamedTuple
