@@ -6,7 +6,7 @@
   MyTask                   the class itself
 
 Modules are found as Python finds them: in the folder a program is started from, among what is installed, and on
-PYTHONPATH. `cli.start` adds the folder of the config file.
+PYTHONPATH. `cli.define_config` adds the folder of the config file.
 """
 
 from collections.abc import Callable

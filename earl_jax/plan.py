@@ -25,7 +25,7 @@ from earl_jax.acting.scoring import SLOTS_AT_ONCE
 from earl_jax.config import Config
 from earl_jax.devices import sharding
 from earl_jax.learning import update
-from earl_jax.learning.batches import abstract_batch, half_width, rows_per_prompt
+from earl_jax.learning.batches import abstract_batch, half_width
 from earl_jax.model import transformer
 from earl_jax.run import cli
 from earl_jax.run.experiment import check_mesh, Experiment, MIN_ROWS, model_folder, prepare
@@ -108,7 +108,7 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
   chunk of slots.
   """
   config, model = experiment.config, experiment.model
-  scoring = dataclasses.replace(experiment.scoring, rows_per_prompt=math.gcd(rows_per_prompt(config), rows))
+  scoring = dataclasses.replace(experiment.scoring, rows_per_prompt=math.gcd(experiment.scoring.rows_per_prompt, rows))
   batch = abstract_batch(trajectory, rows)
   half = half_width(batch.trajectory.slots, config.rollout.prompt_length)
 

@@ -116,8 +116,8 @@ class Experiment:
     start = np.zeros(len(examples), np.int32)
     first = {task.label: examples[row] for row, task in reversed(list(enumerate(tasks)))}
     instance = {
-        key: np.zeros((len(examples), *np.shape(value)), np.asarray(value).dtype)
-        for key, value in self.instance_fields(first).items()
+        key: np.zeros((len(examples), *value.shape), value.dtype)
+        for key, value in self.instance_fields(self.first_examples | first).items()
     }
     for row in processes.held_rows(self.rows, len(examples)):
       task, example = tasks[row], examples[row]
@@ -193,20 +193,21 @@ class Experiment:
       text += self.tokenizer.decode(episode.tokens[slot:until])
     return text + (']' if open_call else '')
 
-  def instance_fields(self, first: dict[str, Example] | None = None) -> dict[str, Any]:
-    """Key -> a value of its shape, of all tasks of the run and of those in `first`, label -> example.
+  @functools.cached_property
+  def first_examples(self) -> dict[str, Example]:
+    """Label -> the first example, of every task of the run. Their keys are in every batch.
 
-    The same in every batch, so that the decode loop is compiled once, and an environment finds its keys also where no
-    task of the batch has them.
+    So the decode loop is compiled once, and an environment finds its keys also where no task of the batch has them.
+    """
+    return {task.label: task.example(self.config.seed, 'train', 0) for task in self.tasks}
+
+  def instance_fields(self, examples: dict[str, Example]) -> dict[str, np.ndarray]:
+    """Key -> a value of its shape, of these examples by the label of their task.
 
     Raises:
       UserError: two tasks give a key in different shapes.
     """
     fields, givers = {}, {}
-    examples = dict(first or {})
-    for task in self.tasks:
-      if task.label not in examples:
-        examples[task.label] = task.example(self.config.seed, 'train', 0)
     for label, example in examples.items():
       for key, value in example.instance.items():
         value = np.asarray(value)
@@ -291,10 +292,10 @@ def _check_instances(experiment: Experiment) -> None:
 
   Or where two tasks give a key in different shapes.
   """
-  experiment.instance_fields()
+  experiment.instance_fields(experiment.first_examples)
   environments = {e.spec.name: e for e in experiment.interface.environments}
   for task in experiment.tasks:
-    instance = task.example(experiment.config.seed, 'train', 0).instance
+    instance = experiment.first_examples[task.label].instance
     for name in _offered_names(task):
       try:
         jax.eval_shape(environments[name].reset, instance)
