@@ -8,6 +8,8 @@ from fractions import Fraction
 import operator
 import re
 
+from tests.base_model.forms import require_form
+
 NUMBER = r'\d+'
 EXPRESSION = r'[\d(][\d+*/() -]*'
 VERBS = (
@@ -87,12 +89,7 @@ class Reader:
     """Raises AssertionError if `says` is not true, does not follow, or has no form it may have."""
     if says in GLOSSARY:
       return
-    for pattern, verify in FORMS:
-      match = re.fullmatch(pattern, says)
-      if match:
-        assert verify(self, *match.groups()), f'not true: {says!r}'
-        return
-    raise AssertionError(f'no form the corpus may have: {says!r}')
+    require_form(self, says, FORMS)
 
 
 def _fact(reader, expression, steps, result):

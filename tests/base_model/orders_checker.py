@@ -8,6 +8,8 @@ is the whole of what the corpus may say.
 import itertools
 import re
 
+from tests.base_model.forms import require_form
+
 ITEM = '[A-H]'
 LIST = f'{ITEM}(?:, {ITEM})*'
 ORDINALS = ['first', 'second', 'third', 'fourth', 'fifth']
@@ -127,12 +129,7 @@ class Reader:
     if pair:
       self.learn(pair)
       return
-    for pattern, verify in FORMS:
-      match = re.fullmatch(pattern, says)
-      if match:
-        assert verify(self, *match.groups()), f'not true: {says!r}'
-        return
-    raise AssertionError(f'no form the corpus may have: {says!r}')
+    require_form(self, says, FORMS)
 
 
 def _follows(reader, text):
