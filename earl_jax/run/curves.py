@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from earl_jax import finder
 from earl_jax.config import UserError
 from earl_jax.run.figures import COLORS, INK, legend, new_figure, save
-from earl_jax.run.workdir import read_config, read_modules
+from earl_jax.run.workdir import look_in_modules, read_config
 from earl_jax.tasks.base import make_task
 
 __all__ = ['draw_band', 'learning_curve', 'read_run', 'RunMetrics']
@@ -138,7 +137,7 @@ def _tasks(line: dict[str, Any]) -> list[str]:
 
 def _cost(workdir: str | pathlib.Path) -> str:
   """The metric that the last task of a run's curriculum calls its cost."""
-  finder.look_in(list(read_modules(workdir).values()))
+  look_in_modules(workdir)
   name, options, _ = read_config(workdir).curriculum[-1].tasks[-1]
   return make_task(name, **options).cost
 

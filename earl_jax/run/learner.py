@@ -7,7 +7,7 @@ import numpy as np
 
 from earl_jax.acting import policy
 from earl_jax.config import Stage
-from earl_jax.devices import processes, sharding
+from earl_jax.devices import processes
 from earl_jax.learning import reference as reference_lib
 from earl_jax.learning.batches import abstract_batch, Batch, split_rows
 from earl_jax.learning.update import abstract_state, init_state, make_optimizer, TrainState, update_step
@@ -30,7 +30,7 @@ class Learner:
     self._experiment, config = experiment, experiment.config
     self._optimizer = make_optimizer(config)
     self.abstract = abstract_state(params, self._optimizer, experiment.mesh)
-    self._shardings = sharding.tree_shardings(experiment.mesh, self.abstract)
+    self._shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
     self._reference = None
     self.refer_to(params)
     self._compiling = None

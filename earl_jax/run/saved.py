@@ -2,13 +2,12 @@
 
 import os
 
-from earl_jax import finder
 from earl_jax.acting import policy
 from earl_jax.config import Config, UserError
 from earl_jax.learning.update import abstract_state, make_optimizer
 from earl_jax.run.checkpoint import Checkpointer
 from earl_jax.run.experiment import Experiment, set_up
-from earl_jax.run.workdir import read_modules
+from earl_jax.run.workdir import look_in_modules
 
 __all__ = ['load']
 
@@ -24,7 +23,7 @@ def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy
   Raises:
     UserError: no checkpoint, or none that is readable.
   """
-  finder.look_in(list(read_modules(workdir).values()))
+  look_in_modules(workdir)
   experiment, params = set_up(config)
   with Checkpointer(workdir, read_only=True) as checkpointer:
     restored = checkpointer.restore(abstract_state(params, make_optimizer(config), experiment.mesh))

@@ -15,9 +15,12 @@ from typing import Any
 import jax
 
 from earl_jax import config as config_lib
+from earl_jax import finder
 from earl_jax.config import Config, UserError
 
-__all__ = ['claim_workdir', 'read_config', 'read_modules', 'require_writable', 'write_atomically']
+__all__ = [
+    'claim_workdir', 'look_in_modules', 'read_config', 'read_modules', 'require_writable', 'write_atomically',
+]
 
 # What a resumed run may change: how long it goes on, what it reports, which devices it runs on and how it fits there.
 CHANGEABLE = (
@@ -74,6 +77,11 @@ def read_modules(workdir: str | os.PathLike) -> dict[str, str]:
   """Module -> folder of what a run took from outside this package."""
   path = pathlib.Path(workdir) / 'modules.json'
   return {str(module): str(folder) for module, folder in _read_json(path).items()} if path.exists() else {}
+
+
+def look_in_modules(workdir: str | os.PathLike) -> None:
+  """What a run took from outside this package is also looked for where training found it."""
+  finder.look_in(list(read_modules(workdir).values()))
 
 
 def require_writable(directory: pathlib.Path) -> None:
