@@ -75,8 +75,9 @@ def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
   batch = abstract_batch(abstract_rollout(experiment, state.params), sharding=experiment.rows)
   rows = jax.device_put(np.arange(len(batch.advantages), dtype=np.int32), experiment.rows)
   decoding = experiment.decoding(config.group, config.temperature)
+  play = rollout.remembered_rollout if experiment.config.algorithm.counterfactual else rollout.rollout
   with jax.set_mesh(experiment.mesh):
     return {
-        'rollout': rollout.rollout.lower(state.params, prompts, rows, jax.random.key(0), decoding=decoding),
+        'rollout': play.lower(state.params, prompts, rows, jax.random.key(0), decoding=decoding),
         'update': step.func.lower(state, batch, split(experiment), **step.keywords),
     }

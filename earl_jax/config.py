@@ -142,7 +142,8 @@ class Config:
     steps: of the run, at most; each is one batch of rollouts and an update.
     curriculum: stages, in order; the last one lasts.
     mastery_window: batches over which exact match is averaged to leave a stage.
-    stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem.
+    stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem, in two
+      evaluations in a row.
     evaluate_every, checkpoint_every, sample_every: steps between greedy evaluations, saved checkpoints, and rollouts
       written out as text.
     evaluation_prompts: held-out problems per task, for tasks too large to enumerate.
@@ -180,7 +181,7 @@ def default_config() -> ml_collections.ConfigDict:
 def embedded_config() -> ml_collections.ConfigDict:
   """Settings for the embedded base model: small problems, 256 short rollouts a step, learned in minutes on a CPU."""
   config = default_config()
-  config.rollout.update(prompts=16, group=16, prompt_length=56, response_length=160, chunk=64)
+  config.rollout.update(prompts=16, group=16, prompt_length=56, response_length=160, chunk=128)
   # Counterfactuals for a fifth of all rollouts, not only for dead groups: where a guess is often right, few are dead.
   config.algorithm.update(rewrite_fraction=0.2, only_gains=True, entropy=0.01, skip_zero=True)
   # Keeps the policy's words true: it comes to act on what it says.

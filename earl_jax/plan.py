@@ -18,10 +18,11 @@ from absl import flags
 import jax
 from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType
+import numpy as np
 
 from earl_jax import config as config_lib
 from earl_jax.acting import policy
-from earl_jax.acting.scoring import SLOTS_AT_ONCE
+from earl_jax.acting.scoring import chunk_size
 from earl_jax.config import Config
 from earl_jax.devices import sharding
 from earl_jax.learning import update
@@ -122,9 +123,10 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
     return sum(size for _, size in arrays), layers
 
   (total, stored), (_, computed) = kept(model, batch), kept(dataclasses.replace(model, remat='none'), batch)
+  chunk = min(chunk_size(scoring), rows * config.rollout.response_length)
   again = sum(computed) - sum(stored) + max(computed)
   total += kept(model, jax.eval_shape(lambda batch: batch.cut(half), batch))[0]
-  return total + max(again, 3 * 4 * rows * SLOTS_AT_ONCE * model.vocab_size // tensor)
+  return total + max(again, 3 * 4 * chunk * model.vocab_size // tensor)
 
 
 def make(experiment: Experiment, mesh: AbstractMesh) -> Plan:
@@ -141,9 +143,11 @@ def make(experiment: Experiment, mesh: AbstractMesh) -> Plan:
   decoding = rollout_bytes(experiment, mesh, params, trajectory)
   learning = optimizer + update_bytes(experiment, mesh, params, trajectory)
   decode_flops, update_flops = flops(experiment, params)
+  rollout = config.rollout
+  tokens = rollout.prompts * (rollout.prompt_length + rollout.group * rollout.response_length)
   return Plan(
       parameters=parameters, optimizer=optimizer, reference=reference,
-      cache=cache_bytes(experiment, mesh, len(trajectory.end) // shares(mesh), experiment.slots),
+      cache=cache_bytes(experiment, mesh, tokens // shares(mesh)),
       rollout=decoding, update=learning, peak=max(decoding + optimizer, learning) + reference,
       decode_flops=decode_flops, update_flops=update_flops,
   )
@@ -154,29 +158,31 @@ def shares(mesh: AbstractMesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
-def cache_bytes(experiment: Experiment, mesh: AbstractMesh, rows: int, slots: int) -> int:
-  """Of the keys and values of so many rows on one device."""
-  size = size_of(jax.eval_shape(lambda: transformer.init_cache(experiment.model, rows, slots)))
-  tensor = mesh.shape['tensor']
-  return size // (tensor if experiment.model.num_key_value_heads % tensor == 0 else 1)
+def cache_bytes(experiment: Experiment, mesh: AbstractMesh, tokens: int) -> int:
+  """Of the keys and values of so many tokens on one device."""
+  model, tensor = experiment.model, mesh.shape['tensor']
+  groups = model.num_key_value_heads // (tensor if model.num_key_value_heads % tensor == 0 else 1)
+  return 2 * model.num_hidden_layers * groups * model.head_dim * np.dtype(model.dtype).itemsize * tokens
 
 
 def rollout_bytes(experiment: Experiment, mesh: AbstractMesh, params: Any, trajectory: Any) -> int:
   """What the decode loop takes on one device at its peak, parameters included."""
-  config, model, tensor = experiment.config, experiment.model, mesh.shape['tensor']
-  rows, length, parts = len(trajectory.end), config.rollout.prompt_length, shares(mesh)
-  cache = cache_bytes(experiment, mesh, rows // parts, experiment.slots)
+  config, model, tensor = experiment.config.rollout, experiment.model, mesh.shape['tensor']
+  parts = shares(mesh)
+  rows, prompts, length = len(trajectory.end) // parts, config.prompts // parts, config.prompt_length
+  prompt = cache_bytes(experiment, mesh, prompts * length)
+  cache = cache_bytes(experiment, mesh, rows * config.response_length)
   whole = AbstractMesh((mesh.shape['data'], 1, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-  cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
-  gathered = on_device(whole, cast) if mesh.shape['fsdp'] > 1 or model.dtype != 'float32' else 0
+  # The loop has weights of its own, layer by layer, made from those that were gathered.
+  own = on_device(whole, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params))
+  own *= 1 + (mesh.shape['fsdp'] > 1)
   widest = max(model.intermediate_size, model.num_attention_heads * length)
-  reading = cache_bytes(experiment, mesh, rows // parts, length)
-  reading += 3 * 4 * config.rollout.prompts // parts * length * widest // tensor
-  # Rows that go on alone have a cache of their own; or keys and values of a layer are copied for its attention.
-  few = rows // 4 if mesh.size == 1 and rows // 4 >= MIN_ROWS else 0
-  choosing = max(cache_bytes(experiment, mesh, few, experiment.slots), 1.5 * cache / model.num_hidden_layers)
-  choosing += 3 * 4 * rows // parts * model.vocab_size // tensor
-  return int(on_device(mesh, params) + gathered + cache + size_of(trajectory) // parts + max(reading, choosing))
+  reading = prompt + 3 * 4 * prompts * length * widest // tensor
+  few = rows // 4 if mesh.size == 1 and rows // 4 >= MIN_ROWS else 0  # rows that go on alone have a cache of their own
+  # Where heads are shared out the compiler writes the cache twice: see decoder.Cache.
+  choosing = prompt + (1 + (tensor > 1)) * cache + cache_bytes(experiment, mesh, few * experiment.slots)
+  choosing += 3 * 4 * rows * model.vocab_size // tensor
+  return int(on_device(mesh, params) + own + 2 * size_of(trajectory) // parts + max(reading, choosing))
 
 
 def update_bytes(experiment: Experiment, mesh: AbstractMesh, params: Any, trajectory: Any) -> int:

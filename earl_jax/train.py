@@ -93,7 +93,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         if progress.step % config.evaluate_every == 0:
           solved, measured = evaluate(experiment, state.params)
           metrics |= measured
-          progress = progress._replace(solved=solved and progress.curriculum.stage + 1 == len(experiment.stages))
+          solved &= progress.curriculum.stage + 1 == len(experiment.stages)
+          progress = progress._replace(solved=(progress.solved + 1) * solved)
 
         # Report.
         metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
@@ -109,6 +110,11 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
 
   if not stopped:
     text = final_table(experiment, state.params, progress.step, workdir)
+    if progress.stops_early(config):
+      text += (
+          f'\n\nsolved in {progress.solved} evaluations in a row, {config.steps - progress.step} steps early; '
+          'the same command with --config.stop_at_solved=False goes on, to solve it with fewer calls'
+      )
   else:
     text = f'stopped, {progress.step} of {config.steps} steps saved in {workdir}; the same command goes on from there'
   if jax.process_index() == 0:

@@ -14,9 +14,9 @@ import numpy as np
 
 from earl_jax import config as config_lib
 from earl_jax.acting import policy
-from earl_jax.acting.counterfactual import choose_positions, force, recorded
+from earl_jax.acting.counterfactual import choose_positions
 from earl_jax.acting.prompts import Prompts
-from earl_jax.acting.rollout import Replay
+from earl_jax.acting.replay import force, recorded, Replay
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.base_model import build
 from earl_jax.devices import sharding

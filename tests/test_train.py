@@ -17,6 +17,7 @@ from earl_jax import train
 from earl_jax.acting.scoring import score
 from earl_jax.config import UserError
 from earl_jax.learning import reference
+from earl_jax.learning.batches import Split
 from earl_jax.run import collect, learner, metrics
 from earl_jax.run.experiment import set_up
 from earl_jax.run.problems import draw
@@ -161,7 +162,7 @@ def test_stops_when_solved(config, tmp_path, monkeypatch):
   config = dataclasses.replace(config, stop_at_solved=True)
   train.train(config, tmp_path)
   done = len(tiny.read_metrics(tmp_path))
-  assert done == 2  # the last stage has just been reached when the first evaluation comes
+  assert done == 4  # the last stage has just been reached when the first evaluation comes; the second makes sure
   train.train(config, tmp_path)
   assert len(tiny.read_metrics(tmp_path)) == done
   train.train(dataclasses.replace(config, stop_at_solved=False), tmp_path)
@@ -204,10 +205,14 @@ def test_reference_scores_and_kl(model, tmp_path):
   experience = collect.collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2))
   settings = dataclasses.replace(experiment.scoring, rows_per_prompt=1)
   scores = score(params, experience.trajectory, settings)
+  batch = np.arange(len(experience.advantages), dtype=np.int32).reshape(1, -1, 4)
+  split = Split(batch, np.int32([batch.shape[1]]))
   for rows in (1, 2, 4):
     scoring = dataclasses.replace(settings, rows_per_prompt=rows)
-    got = reference.log_probs(params, experience.trajectory, scoring=scoring, micro_batch=4)
+    got = reference.log_probs(params, experience.trajectory, split, scoring=scoring)
     np.testing.assert_allclose(got, scores.vocabulary_log_probs, atol=1e-5)
+  short = reference.log_probs(params, experience.trajectory, split._replace(counts=np.int32([1])), scoring=settings)
+  assert np.any(short[:4]) and not np.any(short[4:])  # what the update leaves out is not scored
   # what the sampler recorded is what the trainer computes
   np.testing.assert_allclose(scores.log_probs, experience.trajectory.log_probs, atol=1e-4)
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.acting.masked import NEGATIVE
-from earl_jax.acting.rollout import Replay
 
 SHARPNESS = 10.0  # position scores are divided by it
 TOP_K = 10
@@ -65,22 +64,6 @@ def choose_rewrites(
   """
   dead = np.all(rewards == 0, axis=1, keepdims=True)
   return (dead | (rng.random(rewards.shape) < rewrite_fraction)) & offered[:, None]
-
-
-def recorded(actions: jax.Array, slots: jax.Array) -> Replay:
-  """The replay of the decisions recorded before slots int32[B]; actions int32[B, T] as in a Trajectory."""
-  chex.assert_rank([actions, slots], [2, 1])
-  wanted = (actions >= 0) & (jnp.arange(actions.shape[1]) < slots[:, None])
-  order = jnp.argsort(~wanted, axis=1, stable=True)
-  return Replay(jnp.take_along_axis(actions, order, axis=1), wanted.sum(axis=1, dtype=jnp.int32))
-
-
-def force(replay: Replay, route: list[int]) -> Replay:
-  """The replay with the decisions of `route` at its end."""
-  place = jnp.arange(replay.actions.shape[1]) - replay.length[:, None]
-  inside = (place >= 0) & (place < len(route))
-  forced = jnp.asarray(route, jnp.int32)[jnp.clip(place, 0, len(route) - 1)]
-  return Replay(jnp.where(inside, forced, replay.actions), replay.length + len(route))
 
 
 @functools.partial(jax.jit, static_argnames='prompt_length')

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 
 from earl_jax.acting.masked import NEGATIVE
 from earl_jax.action_space import ActionSpace
+from earl_jax.devices.sharding import constrain, tensor_shards
 from earl_jax.model import transformer
+
+BLOCK = 128  # entries of the vocabulary whose probabilities are added up first
 
 Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D], absent where it is tied}
 
@@ -29,6 +32,11 @@ def init_params(model: dict, space: ActionSpace, tied: bool = False) -> Params:
 
 def _token_rows(model: dict, space: ActionSpace) -> jax.Array:
   return jnp.asarray(transformer.output_embedding(model))[space.init_tokens]
+
+
+def heads(params: Params) -> Params:
+  """What `distribution` reads of the parameters."""
+  return params | {'model': {'embedding': transformer.output_embedding(params['model'])}}
 
 
 class Distribution(NamedTuple):
@@ -60,10 +68,7 @@ def distribution(
   """The policy's distribution, softmax(logits / temperature), from hidden states [..., D]."""
   embedding = transformer.output_embedding(params['model'])
   head = params['expanded_head'] if 'expanded_head' in params else _token_rows(params['model'], space)
-  vocabulary, expanded = (
-      jnp.einsum('...d,ad->...a', hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32) / temperature
-      for rows in (embedding, head)
-  )
+  vocabulary, expanded = (_logits(hidden, rows.astype(hidden.dtype)) / temperature for rows in (embedding, head))
   if len(embedding) > space.vocab_size:
     vocabulary = jnp.where(jnp.arange(len(embedding)) < space.vocab_size, vocabulary, NEGATIVE)
   log_vocabulary = jax.nn.logsumexp(vocabulary, axis=-1)
@@ -75,8 +80,26 @@ def distribution(
   )
 
 
+@jax.custom_vjp
+def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
+  """float32[…, A] of hidden dtype[…, D] and rows dtype[A, D]. Gradients are products in dtype too, not in float32."""
+  return jnp.einsum('...d,ad->...a', hidden, rows, preferred_element_type=jnp.float32)
+
+
+def _logits_backward(kept, gradient):
+  hidden, rows = kept
+  gradient = gradient.astype(hidden.dtype)
+  return jnp.einsum('...a,ad->...d', gradient, rows), jnp.einsum('...a,...d->ad', gradient, hidden)
+
+
+_logits.defvjp(lambda hidden, rows: (_logits(hidden, rows), (hidden, rows)), _logits_backward)
+
+
 def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = False) -> jax.Array:
-  """int32[B]: an action per row.
+  """int32[B]: an action per row, where a uniform number falls among the cumulative probabilities.
+
+  It falls into a block of the vocabulary, or among the expanded actions, and then on an entry: so that there is no
+  cumulative sum over the vocabulary, and no noise as large as it.
 
   Args:
     keys: key[B], one a row, so that a row's draw depends on nothing else in the batch.
@@ -85,30 +108,62 @@ def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = Fal
     greedy: takes the likeliest; static.
   """
   chex.assert_rank([keys, d.language], 1)
+  vocabulary = jnp.where(d.language[:, None], d.vocabulary, NEGATIVE)
+  # One more, that is never chosen: there may be no environment at all.
+  expanded = jnp.pad(jnp.where(d.legal, d.expanded, NEGATIVE), [(0, 0), (0, 1)], constant_values=NEGATIVE)
+  if greedy:
+    token = jnp.max(vocabulary, axis=-1) >= jnp.max(expanded, axis=-1)
+    place, other = jnp.argmax(vocabulary, axis=-1), jnp.argmax(expanded, axis=-1)
+  else:
+    # A device's part of the vocabulary stays its own.
+    vocabulary = vocabulary.reshape(len(keys), tensor_shards(), -1)
+    vocabulary = jnp.pad(vocabulary, [(0, 0), (0, 0), (0, -vocabulary.shape[2] % BLOCK)], constant_values=NEGATIVE)
+    blocks = jnp.exp(vocabulary.reshape(len(keys), -1, BLOCK) - d.log_normaliser[:, None, None])
+    expanded = jnp.exp(expanded - d.log_normaliser[:, None])
+    sums = jnp.append(constrain(blocks.sum(axis=-1), 'rows'), expanded.sum(axis=-1)[:, None], axis=1)
+    uniform = jax.vmap(jax.random.uniform)(keys)
+    chosen, rest = _fall(sums, uniform * sums.sum(axis=-1))
+    token, chosen = chosen < blocks.shape[1], jnp.minimum(chosen, blocks.shape[1] - 1)
+    within, _ = _fall(jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0], rest)
+    part, block = jnp.divmod(chosen, blocks.shape[1] // tensor_shards())
+    place = part * (d.vocabulary.shape[1] // tensor_shards()) + block * BLOCK + within
+    other, _ = _fall(expanded, rest)
+  return jnp.where(token, place, vocab_size + other).astype(jnp.int32)
 
-  def best(stream, logits, mask):
-    """The place and the value of the row's best logit, with noise."""
-    if not greedy:
-      noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, stream), logits.shape[-1:]))(keys)
-      logits = logits + noise
-    logits = jnp.where(mask, logits, NEGATIVE)
-    return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
-  token, token_score = best(0, d.vocabulary, d.language[:, None])
-  if not d.expanded.shape[-1]:  # no environment at all
-    return token.astype(jnp.int32)
-  expanded, expanded_score = best(1, d.expanded, d.legal)
-  return jnp.where(token_score >= expanded_score, token, vocab_size + expanded).astype(jnp.int32)
+def _fall(masses: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """On which of masses float32[B, A], laid end to end, float32[B] falls, and how far from where that begins.
+
+  Never on one of mass 0, whatever sums are rounded to.
+  """
+  ends = jnp.cumsum(masses, axis=-1)
+  last = jnp.max(jnp.where(masses > 0, jnp.arange(masses.shape[-1]), 0), axis=-1)
+  index = jnp.minimum(jnp.sum(ends <= at[:, None], axis=-1), last)
+  begins = jnp.take_along_axis(ends - masses, index[:, None], axis=-1)[:, 0]
+  return index, jnp.maximum(at - begins, 0.0)
 
 
 def pick(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:
-  """float32[…]: logits of int32[…] actions. Masked sums: their gradient needs no scatter."""
+  """float32[…]: logits of int32[…] actions."""
   return jnp.where(actions < vocab_size, _at(d.vocabulary, actions), _at(d.expanded, actions - vocab_size))
 
 
+@jax.custom_vjp
 def _at(logits: jax.Array, index: jax.Array) -> jax.Array:
-  """float32[…]: the logits […, A] at int32[…]; 0 where the index is outside."""
-  return jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == index[..., None], logits, 0.0), axis=-1)
+  """float32[…]: the logits […, A] at int32[…]; 0 where the index is outside. Its gradient is a mask, not a scatter."""
+  size = logits.shape[-1]
+  if not size:
+    return jnp.zeros(index.shape)
+  found = jnp.take_along_axis(logits, jnp.clip(index, 0, size - 1)[..., None], axis=-1)[..., 0]
+  return jnp.where((index >= 0) & (index < size), found, 0.0)
+
+
+def _at_backward(kept, gradient):
+  places, index = kept
+  return jnp.where(places == index[..., None], gradient[..., None], 0.0), None
+
+
+_at.defvjp(lambda logits, index: (_at(logits, index), (jnp.arange(logits.shape[-1]), index)), _at_backward)
 
 
 def log_prob(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ Axes: B rows, T slots, P slots of the prompt, D hidden, V vocabulary, E expanded
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import chex
@@ -11,13 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.acting import policy
-from earl_jax.acting.prompts import read_prompts, Room
+from earl_jax.acting.prompts import read_prompts
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import ActionSpace
 from earl_jax.devices.sharding import gathered, on_own_rows
 from earl_jax.model import transformer
 
-SLOTS_AT_ONCE = 16  # whose logits are in memory
+LOGITS_BYTES = 2**30  # of logits that are in memory at a time, at most
+MOST_AT_ONCE = 2_048  # decisions; no more is gained beyond that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,50 +83,113 @@ def previous_hidden(params: policy.Params, trajectory: Trajectory, scoring: Scor
   """dtype[B, T - P, D]: the hidden state before every slot of the response, from one forward pass."""
   model, shared, length = scoring.model, scoring.rows_per_prompt, scoring.prompt_length
   prompts, start = trajectory.tokens[::shared, :length], trajectory.start[::shared]
-  first, cache = read_prompts(model, params, prompts, start, Room(shared, trajectory.slots))
+  first, prompt = read_prompts(model, params, prompts, start)
   response = trajectory.tokens[:, length:-1]
-  rest, _ = transformer.apply(model, params['model'], response, trajectory.start, cache, slot=length)
-  return jnp.concatenate([first[:, None], rest], axis=1)
+  rest, _ = transformer.apply(model, params['model'], response, trajectory.start, prompt)
+  return jnp.concatenate([jnp.repeat(first, shared, axis=0)[:, None], rest], axis=1)
 
 
 def score_choices(params: policy.Params, hidden: jax.Array, choices: Choices, scoring: Scoring) -> Scores:
   """Scores choices from the hidden states that saw the tokens before them.
 
-  Works through T a few slots at a time and recomputes them in the backward pass, so that no [B, T, V] array exists.
+  Slots where nothing was chosen cost nothing. Of the logits no more than `LOGITS_BYTES` are in memory at a time: they
+  are computed again in the backward pass.
 
   Args:
     hidden: dtype[B, T, D], hidden[:, t] is the state *before* slot t.
   """
   chex.assert_rank([hidden, *choices], [3, 2, 2, 3])
   chex.assert_equal_shape_prefix([hidden, *choices], 2)
-  # What `distribution` reads of the parameters, gathered once, not once for every few slots.
-  heads = gathered(params | {'model': {'embedding': transformer.output_embedding(params['model'])}}, 'float32')
-  vocab_size = scoring.space.vocab_size
+  # What `distribution` reads of the parameters, gathered once, not once for every chunk.
+  heads = gathered(policy.heads(params), 'float32')
 
-  @jax.checkpoint
-  def score_slots(heads, hidden, choices):
-    actions, language, legal = choices
-    decision = actions >= 0
-    # where nothing was chosen the vocabulary counts as legal: a finite number, dropped below
-    d = policy.distribution(
-        heads, scoring.space, hidden, language | ~decision, legal, temperature=scoring.temperature
-    )
-    is_token = decision & (actions < vocab_size)
-    return Scores(
-        log_probs=jnp.where(decision, policy.log_prob(d, vocab_size, actions), 0.0),
-        vocabulary_log_probs=jnp.where(is_token, policy.pick(d, vocab_size, actions) - d.log_vocabulary, 0.0),
-        entropy=jnp.where(decision, policy.entropy(d), 0.0),
-    )
-
-  def score_rows(heads, *arrays):
-    length = arrays[0].shape[1]
-    pad = -length % SLOTS_AT_ONCE
-
-    def split(x):
-      x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-      return jnp.moveaxis(x.reshape(x.shape[0], -1, SLOTS_AT_ONCE, *x.shape[2:]), 1, 0)
-
-    scores = jax.lax.map(lambda inputs: score_slots(heads, *inputs), jax.tree.map(split, arrays))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], scores)
+  def score_rows(heads, hidden, choices):
+    shape = hidden.shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, choices))
+    order = jnp.argsort(flat[1].actions < 0, stable=True)  # decisions first
+    size = min(chunk_size(scoring), len(order))
+    order = jnp.pad(order, (0, -len(order) % size), mode='edge')
+    count = jnp.sum(flat[1].actions >= 0, dtype=jnp.int32)
+    hidden, choices = jax.tree.map(lambda x: x[order], flat)
+    scores = _score_first(heads, hidden, (choices, count), scoring, size)
+    place = jnp.argsort(order[: len(flat[0])])
+    return jax.tree.map(lambda x: x[place].reshape(shape), scores)
 
   return on_own_rows(score_rows, heads, hidden, choices)
+
+
+def chunk_size(scoring: Scoring) -> int:
+  """How many decisions are scored at a time."""
+  return max(1, min(MOST_AT_ONCE, LOGITS_BYTES // (4 * scoring.model.vocab_size)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _score_first(heads, hidden: jax.Array, chosen: tuple[Choices, jax.Array], scoring: Scoring, size: int) -> Scores:
+  """Scores float32[N] of choices [N], of as many of the first as int32[] says, 0 elsewhere; `size` at a time."""
+  heads, (choices, count) = _cast(heads, hidden), chosen
+
+  def chunk(i, scores):
+    part, chosen = (_slice(x, i * size, size) for x in (hidden, choices))
+    new = _score(heads, part, chosen, scoring)
+    return jax.tree.map(lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x, i * size, 0), scores, new)
+
+  return jax.lax.fori_loop(0, -(-count // size), chunk, Scores(*[_zeros(hidden[:, 0], jnp.float32)] * 3))
+
+
+def _score_first_forward(heads, hidden, chosen, scoring, size):
+  return _score_first(heads, hidden, chosen, scoring, size), (heads, hidden, chosen)
+
+
+def _score_first_backward(scoring, size, kept, gradients):
+  heads, hidden, (choices, count) = kept
+  cast = _cast(heads, hidden)
+
+  def chunk(i, sums):
+    part, chosen, gradient = (_slice(x, i * size, size) for x in (hidden, choices, gradients))
+    _, pull = jax.vjp(lambda heads, part: _score(heads, part, chosen, scoring), cast, part)
+    of_heads, of_part = pull(gradient)
+    return (
+        jax.tree.map(jnp.add, sums[0], _cast(of_heads, heads)),
+        jax.lax.dynamic_update_slice_in_dim(sums[1], of_part, i * size, 0),
+    )
+
+  zeros = jax.tree.map(_zeros, (heads, hidden))
+  return *jax.lax.fori_loop(0, -(-count // size), chunk, zeros), None
+
+
+_score_first.defvjp(_score_first_forward, _score_first_backward)
+
+
+def _score(heads, hidden: jax.Array, choices: Choices, scoring: Scoring) -> Scores:
+  """Scores float32[C] of some choices, 0 where there is none."""
+  vocab_size = scoring.space.vocab_size
+  decision = choices.actions >= 0
+  # where nothing was chosen the vocabulary counts as legal: a finite number, dropped below
+  d = policy.distribution(
+      heads, scoring.space, hidden, choices.language | ~decision, choices.legal, temperature=scoring.temperature
+  )
+  is_token = decision & (choices.actions < vocab_size)
+  return Scores(
+      log_probs=jnp.where(decision, policy.log_prob(d, vocab_size, choices.actions), 0.0),
+      vocabulary_log_probs=jnp.where(
+          is_token, policy.pick(d, vocab_size, choices.actions) - d.log_vocabulary, 0.0
+      ),
+      entropy=jnp.where(decision, policy.entropy(d), 0.0),
+  )
+
+
+def _slice(tree, start, size):
+  """`size` rows of a tree."""
+  return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), tree)
+
+
+def _cast(tree, like):
+  """The tree in the dtypes of another, or of an array."""
+  like = jax.tree.leaves(like)
+  leaves, structure = jax.tree.flatten(tree)
+  return jax.tree.unflatten(structure, [x.astype(y.dtype) for x, y in zip(leaves, like * len(leaves))])
+
+
+def _zeros(x: jax.Array, dtype=None) -> jax.Array:
+  """As large as x, and shared out over devices like it."""
+  return (x * 0).astype(dtype or x.dtype)

@@ -125,6 +125,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def tensor_shards() -> int:
+  """Into how many parts heads and vocabulary are shared out, under the mesh of `jax.set_mesh`."""
+  return jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
+
+
 def gathered(params: Any, dtype: str) -> Any:
   """Parameters for a loop that uses them again and again: whole along fsdp, and in the dtype of the computation.
 
@@ -134,6 +139,18 @@ def gathered(params: Any, dtype: str) -> Any:
     axes = _logical_axes(path, x)
     x = x if _names(path)[-1] == 'scale' else x.astype(dtype)
     return constrain(x, *(None if RULES.get(name) == 'fsdp' else name for name in axes))
+
+  return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def in_layers(params: Any, dtype: str) -> Any:
+  """Parameters for several passes over them: those of layers in the dtype of the computation, cast once.
+
+  Heads and embedding stay float32, for few of their rows get a gradient from many places, and so do scales of norms.
+  """
+
+  def leaf(path, x):
+    return x.astype(dtype) if 'layers' in _names(path) and _names(path)[-1] != 'scale' else x
 
   return jax.tree_util.tree_map_with_path(leaf, params)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from earl_jax.acting import policy
 from earl_jax.acting.scoring import score, Scoring
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.learning.batches import at_width
+from earl_jax.learning.batches import at_width, Split
 
 
 def keep(params: policy.Params, shardings: Any, on_host: bool) -> policy.Params:
@@ -23,24 +23,20 @@ def keep(params: policy.Params, shardings: Any, on_host: bool) -> policy.Params:
   return jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings)(params)
 
 
-@functools.partial(jax.jit, static_argnames=('scoring', 'micro_batch'))
-def log_probs(
-    reference: policy.Params, trajectory: Trajectory, *, scoring: Scoring, micro_batch: int
-) -> jax.Array:
-  """float32[B, T]: log-probabilities of the reference policy over V alone, `micro_batch` rows at a time."""
-  slots, together = trajectory.slots, scoring.rows_per_prompt
+@functools.partial(jax.jit, static_argnames='scoring')
+def log_probs(reference: policy.Params, trajectory: Trajectory, split: Split, *, scoring: Scoring) -> jax.Array:
+  """float32[B, T]: log-probabilities of the reference policy over V alone; 0 in rows that the update leaves out."""
+  slots = trajectory.slots
 
   def score_rows(rows):
     scores = score(reference, rows, scoring)
     return jnp.pad(scores.vocabulary_log_probs, [(0, 0), (0, slots - rows.slots)])
 
-  def split(x):
-    """Micro-batch i holds blocks i, i + N/m, … of `together` rows: every device scores rows that it has."""
-    blocks = x.reshape(micro_batch // together, -1, together, *x.shape[1:]).swapaxes(0, 1)
-    return blocks.reshape(blocks.shape[0], micro_batch, *x.shape[1:])
+  def mini_batch(scores, split: Split):
+    def micro_batch(i, scores):
+      rows = jax.tree.map(lambda x: x[split.rows[i]], trajectory)
+      return scores.at[split.rows[i]].set(at_width(score_rows, rows, rows, scoring.prompt_length))
 
-  scores = jax.lax.map(
-      lambda rows: at_width(score_rows, rows, rows, scoring.prompt_length), jax.tree.map(split, trajectory)
-  )
-  scores = scores.reshape(-1, micro_batch // together, together, slots).swapaxes(0, 1)
-  return scores.reshape(trajectory.tokens.shape)
+    return jax.lax.fori_loop(0, split.counts, micro_batch, scores), None
+
+  return jax.lax.scan(mini_batch, jnp.zeros(trajectory.tokens.shape, jnp.float32), split)[0]

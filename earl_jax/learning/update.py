@@ -12,7 +12,7 @@ from earl_jax.acting import policy
 from earl_jax.acting.masked import masked_sum
 from earl_jax.acting.scoring import score, Scoring
 from earl_jax.config import AlgorithmConfig, Config
-from earl_jax.devices.sharding import by_row, tree_shardings
+from earl_jax.devices.sharding import by_row, in_layers, tree_shardings
 from earl_jax.learning import losses
 from earl_jax.learning.batches import at_width, Batch, Split
 
@@ -118,13 +118,12 @@ def update_step(
 
   def mini_batch(state: TrainState, split: Split):
     total = jnp.maximum(jnp.sum(batch.trajectory.decisions[split.rows.reshape(-1)]), 1)
+    params = in_layers(state.params, scoring.model.dtype)
 
     def micro_batch(i, sums):
       rows = jax.tree.map(lambda x: x[split.rows[i]], batch)
-      grads = at_width(
-          lambda rows: grad(state.params, rows, total), rows, rows.trajectory, scoring.prompt_length
-      )
-      return jax.tree.map(jnp.add, sums, grads)
+      grads = at_width(lambda rows: grad(params, rows, total), rows, rows.trajectory, scoring.prompt_length)
+      return jax.tree.map(lambda sum, x: sum + x.astype(sum.dtype), sums, grads)
 
     _, metrics = jax.eval_shape(loss, state.params, jax.tree.map(lambda x: x[split.rows[0]], batch), total)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, metrics))

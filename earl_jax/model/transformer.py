@@ -2,8 +2,10 @@
 
 Linen is confined to this folder; outside, parameters are a nested dict of arrays.
 
-Axes: B rows, S tokens fed now, T cache slots, D hidden, N query heads, K key/value heads, G = N // K, H head width,
-F feed-forward width, L layers, V vocabulary rows.
+It reads many tokens at once; `decoder` feeds it one at a time.
+
+Axes: B rows, S tokens, D hidden, N query heads, K key/value heads, H head width, F feed-forward width, L layers,
+V vocabulary rows.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.devices.sharding import constrain
+from earl_jax.model import attention
 
 
 class RopeScaling(NamedTuple):
@@ -63,6 +66,7 @@ class ModelConfig:
   max_position_embeddings: int = 32_768
   dtype: str = 'float32'
   remat: str = 'none'
+  attention: str = 'xla'
 
 
 REMAT = {
@@ -72,17 +76,11 @@ REMAT = {
 }
 
 
-class KVCache(NamedTuple):
-  """Keys and values of all layers: dtype[L, B, T, K, H] each. Slot t of every row holds the token at slot t."""
+class KeysValues(NamedTuple):
+  """Of all layers, for tokens at consecutive slots: dtype[L, B, S, K, H] each, the keys rotated to their positions."""
 
   keys: jax.Array
   values: jax.Array
-
-
-def init_cache(config: ModelConfig, batch: int, slots: int) -> KVCache:
-  """An empty cache of `slots` slots for `batch` rows."""
-  shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
-  return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 def rotation_speeds(config: ModelConfig) -> jax.Array:
@@ -97,12 +95,31 @@ def rotation_speeds(config: ModelConfig) -> jax.Array:
   return kept * speed + (1 - kept) * speed / factor
 
 
-def rotary(x: jax.Array, positions: jax.Array, speed: jax.Array) -> jax.Array:
-  """Rotates x [B, S, heads, H] by positions int32[B, S] (RoFormer, in the two-halves layout of Llama and Qwen)."""
-  angle = positions[:, :, None, None].astype(jnp.float32) * speed
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
+class Rotation(NamedTuple):
+  """Of tokens at their positions: float32[…, H / 2] each. The same for every layer."""
+
+  sin: jax.Array
+  cos: jax.Array
+
+
+def rotation(config: ModelConfig, positions: jax.Array) -> Rotation:
+  """The rotation of tokens at int32[…]."""
+  angle = positions[..., None].astype(jnp.float32) * rotation_speeds(config)
+  return Rotation(jnp.sin(angle), jnp.cos(angle))
+
+
+def rotary(x: jax.Array, rotation: Rotation) -> jax.Array:
+  """Rotates x [B, S, heads, H] by that of [B, S, H / 2] (RoFormer, in the two-halves layout of Llama and Qwen)."""
+  sin, cos = rotation.sin[:, :, None], rotation.cos[:, :, None]
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """x / rms(x) * scale, computed in float32."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+  return (y * scale).astype(x.dtype)
 
 
 # Cheap to compute again: the backward pass keeps what goes in, not every step of it.
@@ -111,45 +128,33 @@ _gated = jax.checkpoint(lambda gate, up: jax.nn.silu(gate) * up, prevent_cse=Fal
 
 @functools.partial(nn.remat, prevent_cse=False)
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale, computed in float32."""
+  """`rms_norm` with a scale of its own."""
 
   eps: float
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-    return (y * scale).astype(x.dtype)
+    return rms_norm(x, self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32), self.eps)
 
 
 class Block(nn.Module):
-  """One decoder layer. Carries (hidden [B, S, D], cache) so that the cache is updated in place under the scan."""
+  """One decoder layer: hidden [B, S, D] to the same, and the keys and values of its tokens."""
 
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, carry, layer, positions, mask, slot):
-    x, cache = carry
-    # What is recomputed leaves the cache out: it would be kept whole for every layer, as an input.
+  def __call__(self, x, prompt, rotation, seen):
+    # What is computed again leaves the prompt out: it would be kept once more, as an input.
     remat = REMAT[self.config.remat]
-    q, k, v = remat(_project)(self, x, positions)
-    if cache is not None:
-      at = (layer, 0, slot, 0, 0)
-      cache = KVCache(
-          jax.lax.dynamic_update_slice(cache.keys, k[None], at),
-          jax.lax.dynamic_update_slice(cache.values, v[None], at),
-      )
-      k = jax.lax.dynamic_index_in_dim(cache.keys, layer, keepdims=False)
-      v = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
-    return (remat(_attend)(self, x, (q, k, v), mask), cache), None
+    q, k, v = remat(_project)(self, x, rotation)
+    return remat(_attend)(self, x, (q, k, v), prompt, seen), KeysValues(k, v)
 
   def dense(self, features, name, axis=-1, use_bias=False):
     init = nn.initializers.normal(0.02)
     return nn.DenseGeneral(features, axis, use_bias=use_bias, dtype=self.config.dtype, kernel_init=init, name=name)
 
 
-def _project(block: Block, x, positions):
+def _project(block: Block, x, rotation: Rotation):
   """Queries, keys and values of x [B, S, D]: dtype[B, S, N or K, H]."""
   c = block.config
   y = RMSNorm(c.rms_norm_eps, name='attention_norm')(x)
@@ -159,26 +164,21 @@ def _project(block: Block, x, positions):
   )
   if c.qk_norm:
     q, k = RMSNorm(c.rms_norm_eps, name='q_norm')(q), RMSNorm(c.rms_norm_eps, name='k_norm')(k)
-  speed = rotation_speeds(c)
-  q, k = rotary(q, positions, speed), rotary(k, positions, speed)
   heads = ('heads', 'kv_heads', 'kv_heads')
-  return tuple(constrain(y, 'rows', None, axis) for y, axis in zip((q, k, v), heads))
+  qkv = rotary(q, rotation), rotary(k, rotation), v
+  return tuple(constrain(y, 'rows', None, axis) for y, axis in zip(qkv, heads))
 
 
-def _attend(block: Block, x, qkv, mask):
-  """x [B, S, D] after attention of q [B, S, N, H] to k, v [B, T, K, H], and after the feed-forward part."""
+def _attend(block: Block, x, qkv, prompt: KeysValues | None, seen):
+  """x [B, S, D] after attention of q [B, S, N, H] to prompt and k, v [B, S, K, H], and after the feed-forward part."""
   c, (q, k, v) = block.config, qkv
-  b, s, n, h = q.shape
-  # The queries that share a head of keys are rows of one matrix product. The softmax is divided out after the second
-  # product, where there is less to divide.
-  groups = c.num_key_value_heads
-  q = (q * h**-0.5).reshape(b, s, groups, n // groups, h).swapaxes(1, 2).reshape(b, groups, -1, h)
-  scores = jnp.einsum('bkqh,btkh->bkqt', q, k, preferred_element_type=jnp.float32)
-  scores = scores + jnp.repeat(jnp.where(mask, 0.0, -1e30), n // groups, axis=1)[:, None]
-  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-  total = weights.sum(axis=-1, keepdims=True)
-  y = jnp.einsum('bkqt,btkh->bkqh', weights.astype(c.dtype), v)
-  y = (y / total).astype(c.dtype).reshape(b, groups, s, -1, h).swapaxes(1, 2).reshape(b, s, n, h)
+  if c.attention == 'cudnn':
+    if prompt is not None:
+      k, v = (jnp.concatenate([jnp.repeat(a, len(x) // len(a), axis=0), b], axis=1) for a, b in zip(prompt, (k, v)))
+    y = attention.flash(q, k, v, seen)
+  else:
+    own = attention.part(k, v, seen[-1])
+    y = attention.attend(q, [own] if prompt is None else [attention.part(*prompt, seen[0]), own])
   x = x + block.dense(c.hidden_size, 'o', axis=(-2, -1), use_bias='o' in c.attention_bias)(y)
 
   y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
@@ -193,36 +193,43 @@ class Transformer(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, tokens, start, cache=None, slot=0):
-    """Feeds `tokens` at slots `slot … slot + S - 1`.
+  def __call__(self, tokens, start, prompt=None):
+    """Reads `tokens`, all at once.
 
     Args:
       tokens: int32[B, S].
       start: int32[B], the first slot of each row that holds a token (rows are left-padded).
-      cache: KVCache with all earlier slots filled, or None to attend among `tokens` only.
-      slot: int32[], slot of tokens[:, 0], the same in every row.
+      prompt: KeysValues [L, A, P, K, H] of what stands before slot P, for every B // A rows side by side; `tokens` are
+        then those from slot P on. None: there is nothing before them.
 
     Returns:
-      (hidden dtype[B, S, D] after the final norm, the cache with these slots filled, or None).
+      (hidden dtype[B, S, D] after the final norm, KeysValues of `tokens`).
     """
     c = self.config
-    slots = slot + jnp.arange(tokens.shape[1])
-    positions = jnp.maximum(slots[None] - start[:, None], 0)
-    keys = slots if cache is None else jnp.arange(cache.keys.shape[2])
-    mask = (keys[None, None] <= slots[None, :, None]) & (keys[None, None] >= start[:, None, None])
+    slots = jnp.arange(tokens.shape[1])
+    causal = slots <= slots[:, None]
+    if prompt is None:
+      first, seen = 0, (causal & (slots >= start[:, None, None]),)
+    else:
+      first = prompt.keys.shape[2]
+      shared = start[:: len(start) // prompt.keys.shape[1]]
+      seen = jnp.arange(first) >= shared[:, None, None], causal[None]
+    if c.attention == 'cudnn':
+      seen = attention.whole(seen, *tokens.shape)
+    turned = rotation(c, jnp.maximum(first + slots - start[:, None], 0))
 
     table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
     x = constrain(table[tokens].astype(c.dtype), 'rows')
     # Unrolled layers are faster, but the compiler may recompute all of them at once: that would undo remat.
-    unroll = min(4, c.num_hidden_layers) if c.remat == 'none' or tokens.shape[1] == 1 else 1
+    unroll = min(4, c.num_hidden_layers) if c.remat == 'none' else 1
     blocks = nn.scan(
         Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.num_hidden_layers,
-        unroll=unroll, in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        unroll=unroll, in_axes=(0, nn.broadcast, nn.broadcast),
     )(c, name='layers')
-    (x, cache), _ = blocks((x, cache), jnp.arange(c.num_hidden_layers), positions, mask, slot)
+    x, keys_values = blocks(x, prompt, turned, seen)
     if not c.tie_word_embeddings:
       self.param('lm_head', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
-    return RMSNorm(c.rms_norm_eps, name='final_norm')(x), cache
+    return RMSNorm(c.rms_norm_eps, name='final_norm')(x), keys_values
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
@@ -232,11 +239,10 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
 
 
 def apply(
-    config: ModelConfig, params: dict, tokens: jax.Array, start: jax.Array, cache: KVCache | None = None,
-    slot: jax.Array | int = 0,
-) -> tuple[jax.Array, KVCache | None]:
+    config: ModelConfig, params: dict, tokens: jax.Array, start: jax.Array, prompt: KeysValues | None = None
+) -> tuple[jax.Array, KeysValues]:
   """`Transformer.__call__` on a plain parameter tree."""
-  return Transformer(config).apply({'params': params}, tokens, start, cache, slot)
+  return Transformer(config).apply({'params': params}, tokens, start, prompt)
 
 
 def output_embedding(params: dict) -> jax.Array:

@@ -18,7 +18,7 @@ from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 from earl_jax.run.progress import Progress
-from earl_jax.run.rewrites import choose, rewrite, Rewrites
+from earl_jax.run.rewrites import choose, Factual, rewrite, Rewrites
 from earl_jax.tasks.base import Outcome, Task
 
 __all__ = ['collect', 'Experience']
@@ -54,11 +54,15 @@ def collect(experiment: Experiment, params: policy.Params, problems: Problems, p
   batch = np.arange(config.rollout.prompts * config.rollout.group)
   rollout_key, rewrite_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
 
+  rewrites = config.algorithm.counterfactual and not imitates and bool(experiment.interface.environments)
+
   # Episodes.
+  decoding, memory = experiment.decoding(config.rollout.group, config.rollout.temperature), None
   if imitates:
     factual = demonstrate(experiment, params, problems)
+  elif rewrites:
+    factual, memory = experiment.remembered_rollout(params, problems.prompts, batch, rollout_key, decoding=decoding)
   else:
-    decoding = experiment.decoding(config.rollout.group, config.rollout.temperature)
     factual = experiment.rollout(params, problems.prompts, batch, rollout_key, decoding=decoding)
 
   # What they are worth.
@@ -73,13 +77,13 @@ def collect(experiment: Experiment, params: policy.Params, problems: Problems, p
       trajectory=factual, advantages=advantages, interventions=progress.interventions, exact_match=exact_match,
       metrics=metrics, factual=factual,
   )
-  if imitates or not config.algorithm.counterfactual or not experiment.interface.environments:
+  if not rewrites:
     return experience
 
   # What might have been.
   choice = choose(experiment, problems, by_group, progress.interventions, step)
-  rewrites = rewrite(experiment, params, problems, (factual, rewards), choice, key=rewrite_key)
-  return _with_rewrites(experiment, experience, rewrites, rewards)
+  rewritten = rewrite(experiment, params, problems, Factual(factual, memory, rewards), choice, key=rewrite_key)
+  return _with_rewrites(experiment, experience, rewritten, rewards)
 
 
 def _with_rewrites(

@@ -30,7 +30,7 @@ from earl_jax.run import expanded_head
 from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
-MIN_ROWS = 64
+MIN_ROWS = 32
 INTERFACES = {'expanded': ExpandedInterface, 'tagged': TaggedInterface}
 EMBEDDED = pathlib.Path(__file__).parents[1] / 'base_model' / 'checkpoint'
 
@@ -146,6 +146,14 @@ class Experiment:
     row_ids = processes.place(np.asarray(row_ids, np.int32), self.rows)
     with jax.set_mesh(self.mesh):
       return rollout_lib.rollout(params, prompts, row_ids, key, replay, decoding=decoding or self.decoding())
+
+  def remembered_rollout(
+      self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array, *, decoding: Decoding
+  ) -> tuple[Trajectory, rollout_lib.Memory]:
+    """`rollout.remembered_rollout`, likewise."""
+    row_ids = processes.place(np.asarray(row_ids, np.int32), self.rows)
+    with jax.set_mesh(self.mesh):
+      return rollout_lib.remembered_rollout(params, prompts, row_ids, key, decoding=decoding)
 
   def outcomes(
       self, tasks: Sequence[Task], examples: Sequence[Example], trajectory: Trajectory,

@@ -69,15 +69,10 @@ class Learner:
         scores = processes.place(np.zeros(trajectory.tokens.shape, np.float32), rows)
       else:
         scores = reference_lib.log_probs(
-            jax.device_put(self._reference, self._shardings.params), trajectory, **self._scoring
+            jax.device_put(self._reference, self._shardings.params), trajectory, split, scoring=self._experiment.scoring
         )
       state, metrics = update_step(state, Batch(trajectory, advantages, scores, imitate), split, **self._updating)
     return state, jax.device_get(metrics)
-
-  @property
-  def _scoring(self) -> dict:
-    config = self._experiment.config
-    return dict(scoring=self._experiment.scoring, micro_batch=config.algorithm.micro_batch)
 
   @property
   def _updating(self) -> dict:
@@ -95,4 +90,4 @@ class Learner:
       split = split_rows(config, 0, none, none)
       update_step.lower(self.abstract, batch, split, **self._updating).compile()
       if config.algorithm.kl:
-        reference_lib.log_probs.lower(params, batch.trajectory, **self._scoring).compile()
+        reference_lib.log_probs.lower(params, batch.trajectory, split, scoring=experiment.scoring).compile()

@@ -12,6 +12,8 @@ from earl_jax.run.experiment import Experiment
 
 __all__ = ['Progress']
 
+IN_A_ROW = 2  # evaluations that solve everything are no luck
+
 
 class Progress(NamedTuple):
   """Where a run stands between two steps.
@@ -20,13 +22,13 @@ class Progress(NamedTuple):
     step: steps done, and the number of the next one.
     curriculum: the stage, and what is left to do in it.
     interventions: CPO's averages.
-    solved: greedy decoding of the last stage's tasks solved every evaluation problem.
+    solved: in how many evaluations, up to the last, greedy decoding of the last stage's tasks solved every problem.
   """
 
   step: int
   curriculum: Curriculum
   interventions: Interventions
-  solved: bool = False
+  solved: int = 0
 
   @classmethod
   def first(cls, environments: int) -> 'Progress':
@@ -35,7 +37,11 @@ class Progress(NamedTuple):
 
   def over(self, config: Config) -> bool:
     """Whether the run is at its end."""
-    return self.step >= config.steps or (self.solved and config.stop_at_solved)
+    return self.step >= config.steps or self.stops_early(config)
+
+  def stops_early(self, config: Config) -> bool:
+    """Whether the run is at its end because its tasks are solved."""
+    return config.stop_at_solved and self.solved >= IN_A_ROW and self.step < config.steps
 
   def stage_of(self, config: Config) -> Stage:
     """The stage of the curriculum that the next step belongs to."""
@@ -66,7 +72,7 @@ class Progress(NamedTuple):
           'the random keys of the checkpoint are of another kind; resume with the same JAX_DEFAULT_PRNG_IMPL'
       )
     curriculum = Curriculum(meta['stage'], tuple(meta['history']), meta['steps'])
-    return cls(step, curriculum, Interventions(np.array(meta['gains'])), meta['solved'])
+    return cls(step, curriculum, Interventions(np.array(meta['gains'])), int(meta['solved']))
 
 
 def _next_key(config: Config, step: int) -> list[int]:

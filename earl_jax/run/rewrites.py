@@ -7,13 +7,13 @@ import numpy as np
 
 from earl_jax.acting import counterfactual, policy
 from earl_jax.acting.counterfactual import Interventions
-from earl_jax.acting.rollout import Replay
+from earl_jax.acting.rollout import Fork, Memory, resume
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices import processes, rows
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 
-__all__ = ['Choice', 'choose', 'rewrite', 'Rewrites']
+__all__ = ['Choice', 'choose', 'Factual', 'rewrite', 'Rewrites']
 
 
 class Choice(NamedTuple):
@@ -46,12 +46,12 @@ class Rewrites(NamedTuple):
   tokens: int
 
 
-class Chunk(NamedTuple):
-  """Some rows to rewrite: the factual trajectory [B, T, …], which rows int32[…] of it, and the environment to enter."""
+class Factual(NamedTuple):
+  """What has happened: trajectory [B, T, …], its keys and values, and rewards float32[B] on the host."""
 
   trajectory: Trajectory
-  rows: np.ndarray
-  environment: int
+  memory: Memory
+  rewards: np.ndarray
 
 
 def choose(
@@ -73,48 +73,38 @@ def choose(
 
 
 def rewrite(
-    experiment: Experiment, params: policy.Params, problems: Problems, factual: tuple[Trajectory, np.ndarray],
-    choice: Choice, key: jax.Array,
+    experiment: Experiment, params: policy.Params, problems: Problems, factual: Factual, choice: Choice, key: jax.Array
 ) -> Rewrites:
   """Continues the chosen rollouts from a forced routing action (CPO steps 2 to 4), `rollout.chunk` rows at a time.
 
   Args:
-    factual: trajectory [B, T, …] and rewards float32[B].
     key: of the positions and the continuations.
   """
-  config, (trajectory, rewards) = experiment.config, factual
-  batch, size, group = len(rewards), config.rollout.chunk, config.rollout.group
+  config, trajectory = experiment.config, factual.trajectory
+  batch, size, group = len(factual.rewards), config.rollout.chunk, config.rollout.group
   new_rewards, replaced, tokens = np.zeros(batch, np.float32), np.zeros(batch, bool), 0
+  position_key, rollout_key = jax.random.split(key)
+  slots = processes.whole(counterfactual.choose_positions(
+      position_key, trajectory.route_scores[..., choice.environment], np.arange(batch),
+      prompt_length=config.rollout.prompt_length,
+  ))
+  route = np.array(experiment.interface.route(choice.environment), np.int32)
+  decoding = experiment.decoding(temperature=config.rollout.temperature)
   for first in range(0, len(choice.rows), size):
     real = choice.rows[first : first + size]
     # The last chunk is filled up with a row that is there already, and the filling dropped.
     chunk = np.full(size, choice.rows[first], np.int32)
     chunk[: len(real)] = real
-    new, kept = _continue(experiment, params, problems, Chunk(factual[0], chunk, choice.environment), key)
+    fork = Fork(chunk, slots[chunk], route, np.arange(size) < len(real))
+    fork = processes.place(fork._replace(route=()), experiment.rows)._replace(route=route)
+    with jax.set_mesh(experiment.mesh):
+      new = resume(params, factual[:2], problems.prompts, fork, rollout_key, decoding=decoding)
     outcomes = experiment.outcomes(problems.tasks, problems.examples, new, real // group)
     new_rewards[real] = [outcome.reward for outcome in outcomes]
-    replaced[real] = (new_rewards[real] > rewards[real]) | (not config.algorithm.only_gains)
+    replaced[real] = (new_rewards[real] > factual.rewards[real]) | (not config.algorithm.only_gains)
     target = np.full(size, batch, np.int32)  # rows beyond the end are dropped
     target[: len(real)] = np.where(replaced[real], real, batch)
     trajectory = rows.replace(rows.copy(trajectory) if first == 0 else trajectory, target, new)
-    tokens += sum(int(outcome.metrics['response_length']) for outcome in outcomes) - int(kept[: len(real)].sum())
+    tokens += sum(int(outcome.metrics['response_length']) for outcome in outcomes)
+    tokens -= int(np.sum(slots[real] - config.rollout.prompt_length))
   return Rewrites(choice, trajectory, replaced, new_rewards, tokens)
-
-
-def _continue(
-    experiment: Experiment, params: policy.Params, problems: Problems, chunk: Chunk, key: jax.Array
-) -> tuple[Trajectory, np.ndarray]:
-  """The counterfactual episodes of a chunk, and how many slots of each response they were given: int32[…]."""
-  config = experiment.config
-  position_key, rollout_key = jax.random.split(key)
-  old = rows.take(chunk.trajectory, chunk.rows, experiment.rows)
-  prompt_length = config.rollout.prompt_length
-  slots = counterfactual.choose_positions(
-      position_key, old.route_scores[..., chunk.environment], chunk.rows, prompt_length=prompt_length
-  )
-  route = experiment.interface.route(chunk.environment)
-  replay: Replay = counterfactual.force(counterfactual.recorded(old.actions, slots), route)
-  prompts = rows.take(problems.prompts, chunk.rows // config.rollout.group, experiment.rows)
-  decoding = experiment.decoding(temperature=config.rollout.temperature)
-  new = experiment.rollout(params, prompts, chunk.rows, rollout_key, replay, decoding=decoding)
-  return new, processes.whole(slots) - prompt_length

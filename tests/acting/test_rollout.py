@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from earl_jax.acting import rollout
-from earl_jax.acting.counterfactual import force, recorded
 from earl_jax.acting.masked import NEGATIVE
+from earl_jax.acting.replay import force, recorded
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from earl_jax.acting import policy, rollout
-from earl_jax.acting.counterfactual import force
 from earl_jax.acting.masked import NEGATIVE
 from earl_jax.acting.prompts import Prompts
-from earl_jax.acting.rollout import Decoding, Replay
+from earl_jax.acting.replay import force, Replay
+from earl_jax.acting.rollout import Decoding
 from earl_jax.acting.scoring import score, Scoring
 from earl_jax.acting.trajectory import walk
 from earl_jax.action_space import LANGUAGE

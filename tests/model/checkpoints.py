@@ -1,5 +1,7 @@
 """Checkpoint folders as others write them: not through `save_checkpoint`."""
 
+from collections.abc import Callable
+import functools
 import json
 import pathlib
 
@@ -7,7 +9,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from earl_jax.model import transformer
+from earl_jax.devices import sharding
+from earl_jax.model import decoder, transformer
 from tests.model import reference
 
 THETA, EPS = 500.0, 1e-5  # neither is a default
@@ -30,24 +33,50 @@ def write(folder: pathlib.Path, tied: bool = True, seed: int = 0, **sizes) -> di
   return tensors
 
 
-def logits(config, params, tokens, start=None, cache=None, slot=0):
-  """float32[B, S, V] of our model, and the cache."""
+def logits(config, params, tokens, start=None, prompt=None):
+  """float32[B, S, V] of our model, and the keys and values of the tokens."""
   tokens = np.asarray(tokens, np.int32)
-  start = np.zeros(len(tokens), np.int32) if start is None else np.asarray(start, np.int32)
-  hidden, cache = _apply(config, params, tokens, start, cache, slot)
-  return np.asarray(hidden @ transformer.output_embedding(params).T), cache
+  hidden, keys_values = apply(config, params, tokens, _start(tokens, start), prompt)
+  return _of(params, hidden), keys_values
 
 
-def decoded(config, params, tokens, prompt, start=None):
-  """`logits` of every position: a prompt pass over the first `prompt` tokens, the others one at a time."""
+def decoded(config, params, tokens, prompt, start=None, make_room: Callable | None = None):
+  """`logits` of every position: the first `prompt` tokens at once, the others one at a time.
+
+  Args:
+    start: before the end of the prompt in every row.
+    make_room: (cache, entry) -> the cache before that entry is written; by default there is room for all from the
+      start.
+  """
   tokens = np.asarray(tokens, np.int32)
-  cache = transformer.init_cache(config, *tokens.shape)
-  pieces, slot = [], 0
-  for width in [prompt] + [1] * (tokens.shape[1] - prompt):
-    piece, cache = logits(config, params, tokens[:, slot:slot + width], start, cache, slot)
-    pieces.append(piece)
-    slot += width
+  start, slots = _start(tokens, start), tokens.shape[1]
+  assert (start < prompt).all(), 'the cache has no padding'
+  make_room = make_room or (lambda cache, entry: decoder.grow(config, cache, slots - prompt))
+  first, read = logits(config, params, tokens[:, :prompt], start)
+  weights = prepare(config, params, slots)
+  parts = tuple((part,) for part in decoder.parts(read, np.arange(prompt) >= start[:, None]))
+  (before, cache), pieces = decoder.begin(config, parts, len(tokens)), [first]
+  for entry, slot in enumerate(range(prompt, slots)):
+    hidden, cache = feed(
+        config, weights, tokens[:, slot], slot - start, before=before, cache=make_room(cache, entry), entry=entry
+    )
+    pieces.append(_of(params, hidden)[:, None])
   return np.concatenate(pieces, axis=1)
 
 
-_apply = jax.jit(transformer.apply, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def prepare(config, params, slots):
+  """`decoder.prepare` of parameters as they are loaded."""
+  return decoder.prepare(config, sharding.gathered(params, config.dtype), slots)
+
+
+def _start(tokens, start):
+  return np.zeros(len(tokens), np.int32) if start is None else np.asarray(start, np.int32)
+
+
+def _of(params, hidden):
+  return np.asarray(hidden @ transformer.output_embedding(params).T)
+
+
+apply = jax.jit(transformer.apply, static_argnums=0)
+feed = jax.jit(decoder.feed, static_argnums=0)

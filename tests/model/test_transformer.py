@@ -1,5 +1,6 @@
 """The decoder against a slow NumPy one, and what its cache, padding and batch may not change."""
 
+import collections
 import dataclasses
 import re
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax.model import hf, transformer
+from earl_jax.model import decoder, hf, transformer
 from tests.model import checkpoints, reference
 
 CONFIG = transformer.ModelConfig(**reference.SIZES, rope_theta=checkpoints.THETA, rms_norm_eps=checkpoints.EPS)
@@ -44,22 +45,46 @@ def test_matches_numpy_reference(tmp_path, tied, key_heads):
   chex.assert_trees_all_close(checkpoints.decoded(config, params, tokens, 4), np.float32(expected), atol=1e-4)
 
 
-@pytest.mark.parametrize('prompt', [1, 5, LENGTH])
-def test_cached_decode_is_the_full_forward(params, prompt):
-  tokens, start = rows(2, 3), [0, 3, 1]
+@pytest.mark.parametrize('prompt, start', [(1, [0, 0, 0]), (4, [0, 3, 1]), (LENGTH, [0, 3, 1])])
+def test_cached_decode_is_the_full_forward(params, prompt, start):
+  tokens = rows(2, 3)
   full, _ = checkpoints.logits(CONFIG, params, tokens, start)
   cached = checkpoints.decoded(CONFIG, params, tokens, prompt, start)
   for row, first in enumerate(start):  # what stands at padding means nothing
     chex.assert_trees_all_close(cached[row, first:], full[row, first:], atol=1e-5)
 
 
-def test_slots_after_the_current_one_are_never_read(params):
-  # A rollout that starts over at an earlier slot leaves its old tokens behind it in the cache.
-  tokens = rows(3, 2)
-  full, _ = checkpoints.logits(CONFIG, params, tokens)
-  cache = jax.tree.map(lambda x: jnp.full_like(x, 50.0), transformer.init_cache(CONFIG, 2, LENGTH + 4))
-  piece, _ = checkpoints.logits(CONFIG, params, tokens, cache=cache)
-  chex.assert_trees_all_close(piece, full, atol=1e-5)
+def garbage_from(cache, entry):
+  """The cache with room for ten entries; those from `entry` on hold something."""
+  keys, values = decoder.grow(CONFIG, cache, 10)
+  late = np.arange(10) >= entry
+  return decoder.Cache(
+      tuple(jnp.where(late, 50.0, x) for x in keys), tuple(jnp.where(late[:, None], 50.0, x) for x in values)
+  )
+
+
+def growing(cache, entry):
+  return decoder.grow(CONFIG, cache, 2 * (entry // 2) + 2)
+
+
+@pytest.mark.parametrize('make_room', [garbage_from, growing],
+                         ids=['entries after the current one', 'growth'])
+def test_room_in_the_cache_changes_nothing(params, make_room):
+  tokens, start = rows(3, 2), [0, 2]
+  plain = checkpoints.decoded(CONFIG, params, tokens, 4, start)
+  chex.assert_trees_all_close(checkpoints.decoded(CONFIG, params, tokens, 4, start, make_room), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize('shared', [1, 3])
+def test_a_prompt_is_read_once_for_rows_that_share_it(params, shared):
+  prompts, start, responses = rows(9, 2, 5), np.array([0, 3]), rows(10, 2 * shared, 4)
+  _, prompt = checkpoints.logits(CONFIG, params, prompts, start)
+  start = np.repeat(start, shared)
+  found, _ = checkpoints.logits(CONFIG, params, responses, start, prompt)
+  repeated = jax.tree.map(lambda x: jnp.repeat(x, shared, axis=1), prompt)
+  chex.assert_trees_all_close(found, checkpoints.logits(CONFIG, params, responses, start, repeated)[0], atol=1e-5)
+  whole = np.concatenate([np.repeat(prompts, shared, axis=0), responses], axis=1)
+  chex.assert_trees_all_close(found, checkpoints.logits(CONFIG, params, whole, start)[0][:, 5:], atol=1e-5)
 
 
 @hypothesis.given(padding=st.integers(0, 4), pad=st.integers(0, CONFIG.vocab_size - 1))
@@ -101,7 +126,7 @@ def test_output_embedding_is_tied_where_the_config_ties_it():
 
 
 @pytest.mark.parametrize('remat', ['dots', 'full'])
-@pytest.mark.parametrize('cached', [False, True])
+@pytest.mark.parametrize('cached', [False, True], ids=['alone', 'after a prompt'])
 def test_remat_gives_the_same_gradients_and_stores_less(remat, cached):
   config = transformer.ModelConfig(**reference.SIZES | dict(num_hidden_layers=8))
   params = transformer.init_params(config, jax.random.key(0))
@@ -113,9 +138,8 @@ def test_remat_gives_the_same_gradients_and_stores_less(remat, cached):
     @jax.jit
     @jax.grad
     def gradients(params):
-      cache = transformer.init_cache(changed, 2, 80) if cached else None
-      first, cache = transformer.apply(changed, params, tokens[:, :8], start, cache)
-      rest, _ = transformer.apply(changed, params, tokens[:, 8:], start, cache, 8)
+      first, prompt = transformer.apply(changed, params, tokens[:, :8], start)
+      rest, _ = transformer.apply(changed, params, tokens[:, 8:], start, prompt if cached else None)
       return sum((x * jnp.arange(x.size).reshape(x.shape) / x.size).sum() for x in (first, rest))
 
     compiled = gradients.lower(params).compile()
@@ -129,22 +153,27 @@ def test_remat_gives_the_same_gradients_and_stores_less(remat, cached):
   assert less < 0.7 * most
 
 
-def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16():
+@pytest.mark.parametrize('prompt', [False, True])
+def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16(prompt):
   config = transformer.ModelConfig(**reference.SIZES, dtype='bfloat16', qk_norm=True)
   params = transformer.init_params(config, jax.random.key(0))
-  program = str(jax.make_jaxpr(lambda p: transformer.apply(config, p, jnp.ones((1, 4), jnp.int32), jnp.zeros(1, int)))(
-      params))
+  tokens, start = jnp.ones((1, 4), jnp.int32), jnp.zeros(1, int)
+  before = transformer.apply(config, params, tokens, start)[1] if prompt else None
+  program = str(jax.make_jaxpr(lambda p: transformer.apply(config, p, tokens, start, before))(params))
   for operation in ('exp', 'sin', 'cos', 'rsqrt', 'reduce_max', 'pow'):
     found = re.findall(rf':(\w+)\[[^]]*\] = {operation}\b', program)
     assert set(found) == {'f32'}, (operation, found)
   products = re.findall(r':(\w+)\[[^]]*\] = dot_general', program)
-  assert set(products) == {'bf16', 'f32'} and products.count('f32') == 1  # scores come out for the softmax
+  # Scores, and weighted sums of values, come out for the softmax: of the tokens, and of what stands before them.
+  assert collections.Counter(products) == {'bf16': 7, 'f32': 4 if prompt else 2}
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
   config = transformer.ModelConfig(**reference.SIZES, dtype='bfloat16')
   params = transformer.init_params(config, jax.random.key(0))
-  cache = transformer.init_cache(config, 1, 4)
-  hidden, cache = transformer.apply(config, params, jnp.ones((1, 4), jnp.int32), jnp.zeros(1, jnp.int32), cache)
-  chex.assert_type([hidden, *cache], jnp.bfloat16)
+  tokens, start = jnp.ones((1, 4), jnp.int32), jnp.zeros(1, jnp.int32)
+  hidden, prompt = transformer.apply(config, params, tokens, start)
+  chex.assert_type([hidden, *prompt], jnp.bfloat16)
+  hidden, keys_values = transformer.apply(config, params, tokens, start, prompt)
+  chex.assert_type([hidden, *keys_values], jnp.bfloat16)
   chex.assert_type(jax.tree.leaves(params), jnp.float32)

@@ -7,12 +7,15 @@ import json
 import pathlib
 import sys
 
+from earl_jax.acting import scoring
 from earl_jax.config import MeshConfig
 from tests.run import tiny
 
 sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
 import collectives  # noqa: E402
 import hlo  # noqa: E402
+
+CHUNK = 32  # decisions scored at a time: several chunks in every micro-batch
 
 
 def facts(mesh: str) -> dict:
@@ -27,6 +30,7 @@ def facts(mesh: str) -> dict:
       'arrays': {name: sorted({array.shape for array in hlo.arrays(text)}) for name, text in texts.items()},
       'vocabulary': experiment.model.vocab_size,
       'hidden': experiment.model.hidden_size,
+      'chunk': CHUNK,
       'response': experiment.config.rollout.response_length,
       'micro_batch': experiment.config.algorithm.micro_batch,
   }
@@ -34,4 +38,5 @@ def facts(mesh: str) -> dict:
 
 if __name__ == '__main__':
   out, *meshes = sys.argv[1:]
+  scoring.MOST_AT_ONCE = CHUNK
   pathlib.Path(out).write_text(json.dumps({mesh: facts(mesh) for mesh in meshes}))

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from earl_jax.acting import scoring
 from tests.run import tiny
 
 MESHES = ('2x2x2', '1x4x2')  # data x fsdp x tensor
@@ -44,15 +43,15 @@ def test_no_collective_puts_the_vocabulary_together(shared_out, mesh, program):
 @pytest.mark.parametrize('program', ['rollout', 'update'])
 @pytest.mark.parametrize('mesh', MESHES)
 def test_no_array_has_the_vocabulary_for_every_slot(shared_out, mesh, program):
-  """On a device: a half of the vocabulary for the hidden axis (the embedding) or for the slots of a chunk."""
+  """On a device: a half of the vocabulary for the hidden axis (the embedding) or for the decisions of a chunk."""
   facts = shared_out[mesh]
   part, rows = facts['vocabulary'] // 2, facts['micro_batch'] // 4
   shapes = [shape for shape in facts['arrays'][program] if any(size and size % part == 0 for size in shape)]
   besides = {math.prod(shape) // part for shape in shapes}
   assert facts['hidden'] in besides
   if program == 'update':
-    assert rows * scoring.SLOTS_AT_ONCE in besides
-    assert max(besides) <= max(rows * scoring.SLOTS_AT_ONCE, facts['hidden']) < rows * facts['response']
+    assert facts['chunk'] in besides
+    assert max(besides) <= max(facts['chunk'], facts['hidden']) < rows * facts['response']
   else:
     assert max(besides) < rows * facts['response']
 

@@ -17,7 +17,7 @@ CONFIG = Config(seed=3, steps=10, curriculum=(Stage(until=0.5, imitate=True, ste
 
 def make_progress(step=7):
   history = ({'sort2': 1.0, 'sort3': 1 / 3}, {'sort2': 0.1})
-  return Progress(step, Curriculum(1, history, 5), Interventions(np.array([0.1, -1 / 3])), solved=True)
+  return Progress(step, Curriculum(1, history, 5), Interventions(np.array([0.1, -1 / 3])), solved=1)
 
 
 def assert_same(got, expected):
@@ -56,8 +56,8 @@ def test_random_keys_of_another_step_or_seed_are_refused(step, seed):
 
 
 @pytest.mark.parametrize('step, solved, stop_at_solved, over', [
-    (9, False, False, False), (10, False, False, True), (11, False, False, True), (3, True, False, False),
-    (3, True, True, True), (3, False, True, False),
+    (9, 0, False, False), (10, 0, False, True), (11, 0, False, True), (3, 2, False, False),
+    (3, 2, True, True), (3, 1, True, False), (3, 0, True, False),
 ])
 def test_when_it_is_over(step, solved, stop_at_solved, over):
   config = dataclasses.replace(CONFIG, stop_at_solved=stop_at_solved)

@@ -1,0 +1,241 @@
+"""The transformer one token at a time: the arithmetic of `transformer`, with weights and cache laid out for a loop.
+
+Nothing is copied or cast in the loop: every layer has arrays of its own, made once. What the rows of a group have in
+common, their prompt, is kept once for all of them.
+
+Axes: as in `transformer`; A rows of prompts, E entries of the cache.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from earl_jax.devices.sharding import constrain, tensor_shards
+from earl_jax.model import attention
+from earl_jax.model.attention import Part
+from earl_jax.model.transformer import KeysValues, ModelConfig, rms_norm, rotary, Rotation, rotation
+
+
+class Layer(NamedTuple):
+  """Weights of one layer; kernels dtype[inputs, outputs], biases dtype[outputs] or None.
+
+  Attributes:
+    norms: 'attention_norm', 'mlp_norm' and, under `qk_norm`, 'q_norm' and 'k_norm': float32.
+    qkv: (kernel, bias) of queries, keys and values, in one or each on its own.
+    output: (kernel, bias).
+    gate_up: kernels, in one or each on its own.
+    down: kernel.
+  """
+
+  norms: dict[str, jax.Array]
+  qkv: tuple[tuple[jax.Array, jax.Array | None], ...]
+  output: tuple[jax.Array, jax.Array | None]
+  gate_up: tuple[jax.Array, ...]
+  down: jax.Array
+
+
+class Weights(NamedTuple):
+  """What stays the same in the loop.
+
+  Attributes:
+    embedding: dtype[V, D].
+    layers: one by one.
+    final_norm: float32[D], its scale.
+    rotations: float32[T, H / 2] each, of every position there can be.
+  """
+
+  embedding: jax.Array
+  layers: tuple[Layer, ...]
+  final_norm: jax.Array
+  rotations: Rotation
+
+
+class Cache(NamedTuple):
+  """Keys and values of what each row was fed, layer by layer: dtype[B K, H, E] and dtype[B K, E, H].
+
+  All rows are fed at once, so that the entries filled are the same in every row. Rows and heads are one axis, which is
+  how they enter matrix products: else the compiler writes an entry twice, for the product and for the next pass, and
+  copies the cache in between. Heads that are shared out over devices stay an axis of their own. For cuDNN it is
+  dtype[B, E, K, H] twice, and what came before stands in its first entries.
+  """
+
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
+
+
+class Before(NamedTuple):
+  """What all passes see besides what they feed.
+
+  Attributes:
+    parts: layer by layer; rows side by side may share them. None for cuDNN.
+    seen: bool[B, E'], which of the first entries of the cache; none but for cuDNN.
+  """
+
+  parts: tuple[tuple[Part, ...], ...]
+  seen: jax.Array
+
+
+def prepare(config: ModelConfig, params: dict, slots: int) -> Weights:
+  """The weights of a parameter tree that is `sharding.gathered`, for positions below `slots`."""
+  # One product is faster than three. Heads that are shared out over devices stay apart.
+  together = tensor_shards() == 1
+
+  def layer(i):
+    tree = jax.tree.map(lambda x: x[i], params['layers'])
+    qkv = [_flat(tree[name]) for name in 'qkv']
+    gate_up = [tree[name]['kernel'] for name in ('gate', 'up')]
+    if together:
+      biases = [jnp.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias for kernel, bias in qkv]
+      bias = jnp.concatenate(biases) if config.attention_bias.strip('o') else None
+      qkv = [(jnp.concatenate([kernel for kernel, _ in qkv], axis=1), bias)]
+      gate_up = [jnp.concatenate(gate_up, axis=1)]
+    output = tree['o']['kernel'].reshape(-1, config.hidden_size), tree['o'].get('bias')
+    norms = {name: leaf['scale'] for name, leaf in tree.items() if 'scale' in leaf}
+    return Layer(norms, tuple(qkv), output, tuple(gate_up), tree['down']['kernel'])
+
+  layers = tuple(layer(i) for i in range(config.num_hidden_layers))
+  return Weights(params['embedding'], layers, params['final_norm']['scale'], rotation(config, jnp.arange(slots)))
+
+
+def _flat(projection: dict) -> tuple[jax.Array, jax.Array | None]:
+  """Kernel [D, heads, H] and bias [heads, H], or none, with heads and their widths in one axis."""
+  kernel, bias = projection['kernel'], projection.get('bias')
+  return kernel.reshape(len(kernel), -1), None if bias is None else bias.reshape(-1)
+
+
+def begin(config: ModelConfig, parts: tuple[tuple[Part, ...], ...], rows: int) -> tuple[Before, Cache]:
+  """What is seen, and a cache with room for nothing more, where `parts` came before, layer by layer."""
+  heads, layers = config.num_key_value_heads, config.num_hidden_layers
+  if config.attention == 'cudnn':
+    keys = tuple(_join([_by_slot(x.keys, (0, 3, 1, 2), rows) for x in layer]) for layer in parts)
+    values = tuple(_join([_by_slot(x.values, (0, 2, 1, 3), rows) for x in layer]) for layer in parts)
+    seen = _join([_by_slot(x.bias[:, 0] > attention.UNSEEN / 2, (0, 1), rows) for x in parts[0]])
+    return Before(((),) * layers, seen), Cache(keys, values)
+  shape = (rows, heads) if tensor_shards() > 1 else (rows * heads,)
+  keys, values = (jnp.zeros((*shape, *rest), config.dtype) for rest in ((config.head_dim, 0), (0, config.head_dim)))
+  return Before(parts, jnp.zeros((rows, 0), bool)), Cache((keys,) * layers, (values,) * layers)
+
+
+def _by_slot(x: jax.Array, axes: tuple[int, ...], rows: int) -> jax.Array:
+  """[A, …] as [B, T, …], its axes in another order."""
+  return jnp.repeat(x.transpose(axes), rows // len(x), axis=0)
+
+
+def _join(pieces: list[jax.Array]) -> jax.Array:
+  """Along T."""
+  return jnp.concatenate(pieces, axis=1)
+
+
+def grow(config: ModelConfig, cache: Cache, entries: int) -> Cache:
+  """The cache with room for `entries` tokens in all."""
+  places = (1, 1) if config.attention == 'cudnn' else (-1, -2)
+
+  def pad(x, axis):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, entries - x.shape[axis])
+    return constrain(jnp.pad(x, widths), 'rows', *('kv_heads',) * (x.ndim - 3))
+
+  return Cache(*(tuple(pad(x, axis) for x in side) for side, axis in zip(cache, places)))
+
+
+def by_row(config: ModelConfig, cache: Cache) -> Cache:
+  """The cache with an axis of rows alone."""
+  if config.attention == 'cudnn':
+    return cache
+  return jax.tree.map(lambda x: x.reshape(-1, config.num_key_value_heads, *x.shape[-2:]), cache)
+
+
+def flat(config: ModelConfig, cache: Cache) -> Cache:
+  """The cache from what `by_row` made of it."""
+  if config.attention == 'cudnn' or tensor_shards() > 1:
+    return cache
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cache)
+
+
+def parts(read: KeysValues, seen: jax.Array) -> tuple[Part, ...]:
+  """What has been read at once, layer by layer, of which slots bool[A, S] are seen."""
+  return tuple(attention.part(keys, values, seen[:, None]) for keys, values in zip(*read))
+
+
+def fed(config: ModelConfig, cache: Cache, entries: int) -> tuple[Part, ...]:
+  """What has been fed, layer by layer: the last `entries` of a cache `by_row`. All of it is seen."""
+  if config.attention == 'cudnn':
+    seen = jnp.ones((len(cache.keys[0]), 1, 1), bool)
+    return tuple(attention.part(k[:, -entries:], v[:, -entries:], seen) for k, v in zip(*cache))
+  return tuple(Part(k, v, jnp.zeros((len(k), 1, 1))) for k, v in zip(*cache))
+
+
+def hide(parts: tuple[Part, ...], since: jax.Array) -> tuple[Part, ...]:
+  """The parts with all keys from int32[A] on unseen."""
+  late = jnp.arange(parts[0].keys.shape[-1]) >= since[:, None, None]
+  return tuple(part._replace(bias=jnp.where(late, attention.UNSEEN, part.bias)) for part in parts)
+
+
+def feed(
+    config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array, *, before: Before, cache: Cache,
+    entry: jax.Array,
+) -> tuple[jax.Array, Cache]:
+  """Feeds one token to every row, which sees what came before, and what the row was fed.
+
+  Args:
+    tokens: int32[B].
+    positions: int32[B], where each row is.
+    entry: int32[], how many tokens each row was fed.
+
+  Returns:
+    (hidden dtype[B, D] after the final norm, the cache with the tokens in it).
+  """
+  turned = jax.tree.map(lambda x: x[positions][:, None], weights.rotations)
+  first = before.seen.shape[1]
+  entries = cache.keys[0].shape[1 if config.attention == 'cudnn' else -1]
+  filled = (jnp.arange(entries - first) <= entry)[None]
+  if config.attention == 'cudnn':
+    filled = _join([before.seen, jnp.repeat(filled, len(before.seen), axis=0)])
+  x = constrain(weights.embedding[tokens].astype(config.dtype), 'rows')
+  made = []
+  for layer, parts, keys, values in zip(weights.layers, before.parts, *cache):
+    q, k, v = _project(config, layer, x, turned)
+    if config.attention == 'cudnn':
+      keys, values = (
+          jax.lax.dynamic_update_slice_in_dim(old, new, first + entry, axis=1) for old, new in ((keys, k), (values, v))
+      )
+      y = attention.flash_one(q, keys, values, filled)
+    else:
+      keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(*keys.shape[:-1], 1), entry, axis=-1)
+      values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(*values.shape[:-2], 1, -1), entry, axis=-2)
+      own = (y.reshape(len(x), -1, *y.shape[-2:]) for y in (keys, values))
+      y = attention.attend(q, [*parts, Part(*own, jnp.where(filled, 0.0, attention.UNSEEN)[:, None])])
+    x = _finish(config, layer, x, y.reshape(len(x), -1))
+    made.append((keys, values))
+  return rms_norm(x, weights.final_norm, config.rms_norm_eps), Cache(*zip(*made))
+
+
+def _project(config: ModelConfig, layer: Layer, x: jax.Array, turned: Rotation) -> tuple[jax.Array, ...]:
+  """Queries, keys and values dtype[B, 1, N or K, H] of x [B, D]."""
+  n, k = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+  made = _dense(rms_norm(x, layer.norms['attention_norm'], config.rms_norm_eps), *layer.qkv)
+  q, k, v = (
+      constrain(y.reshape(len(x), 1, -1, config.head_dim), 'rows', None, 'heads') for y in _split(made, [n, n + k])
+  )
+  if config.qk_norm:
+    q, k = (rms_norm(y, layer.norms[name], config.rms_norm_eps) for y, name in ((q, 'q_norm'), (k, 'k_norm')))
+  return rotary(q, turned), rotary(k, turned), v
+
+
+def _finish(config: ModelConfig, layer: Layer, x: jax.Array, y: jax.Array) -> jax.Array:
+  """x [B, D] after its attention y [B, N H], and after the feed-forward part."""
+  x = x + _dense(y, layer.output)[0]
+  y = rms_norm(x, layer.norms['mlp_norm'], config.rms_norm_eps)
+  gate, up = _split(_dense(y, *((kernel, None) for kernel in layer.gate_up)), [config.intermediate_size])
+  return constrain(x + (jax.nn.silu(gate) * up) @ layer.down, 'rows')
+
+
+def _dense(x: jax.Array, *layers: tuple[jax.Array, jax.Array | None]) -> list[jax.Array]:
+  """x [B, inputs] through each of some (kernel, bias)."""
+  return [x @ kernel if bias is None else x @ kernel + bias for kernel, bias in layers]
+
+
+def _split(made: list[jax.Array], widths: list[int]) -> list[jax.Array]:
+  """What was made in one, cut at `widths`."""
+  return made if len(made) > 1 else jnp.split(made[0], widths, axis=-1)
