@@ -19,7 +19,7 @@ SFT_STEPS = 20
 
 def _sort4():
   config = sort4.get_config()
-  config.stop_at_solved, config.evaluate_every = False, 20  # all methods have the same steps
+  config.steps, config.stop_at_solved, config.evaluate_every = 200, False, 20  # the same for all methods
   config.rollout.response_length = 224  # a call through tags is twice as long
   return config
 
