@@ -136,6 +136,7 @@ class Config:
     dtype: of the computation, 'float32' or 'bfloat16'. Weights to be trained and the optimizer's are float32.
     remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
       'full' (every layer). Each needs less memory than the one before, and more time.
+    attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the faster one of those that can be.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
     seed: of data, sampling and interventions.
@@ -152,6 +153,7 @@ class Config:
   model: str = 'embedded'
   dtype: str = 'float32'
   remat: str = 'none'
+  attention: str = 'auto'
   interface: str = 'expanded'
   instructions: bool = False
   seed: int = 0
@@ -257,6 +259,7 @@ def _check(config: Config) -> None:
               "write each task as (name, options, share > 0), such as ('sort', {'n': 4}, 1.0)")
   for field, kinds in (
       ('interface', ('expanded', 'tagged')), ('dtype', ('float32', 'bfloat16')), ('remat', ('none', 'dots', 'full')),
+      ('attention', ('auto', 'xla', 'cudnn')),
   ):
     value = getattr(config, field)
     require(value in kinds, field, value, f'choose one of {", ".join(kinds)}')

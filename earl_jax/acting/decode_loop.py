@@ -16,7 +16,7 @@ from earl_jax.acting.replay import Replay, where_rows
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.interfaces.expanded import ExpandedInterface, States
-from earl_jax.model import decoder, transformer
+from earl_jax.model import attention, decoder, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Rows(NamedTuple):
     keys: key[B].
     offered: bool[B, R].
     replay: decisions to take first, or None.
-    before: what is seen besides what is written.
+    before: keys that are seen besides those written here, layer by layer; rows side by side may share them.
   """
 
   first: jax.Array
@@ -76,7 +76,7 @@ class Rows(NamedTuple):
   keys: jax.Array
   offered: jax.Array
   replay: Replay | None
-  before: decoder.Before
+  before: tuple[tuple[attention.Part, ...], ...]
 
 
 class Episodes(NamedTuple):
@@ -122,13 +122,11 @@ def blank(decoding: Decoding, *shape: int) -> dict[str, jax.Array]:
   )
 
 
-def begin(
-    decoding: Decoding, rows: Rows, cache: decoder.Cache, states: States, passes: int, **known: jax.Array
-) -> Episodes:
+def begin(decoding: Decoding, rows: Rows, states: States, passes: int, **known: jax.Array) -> Episodes:
   """Episodes in language, before the first of at most `passes` passes; `known`: fields that are otherwise."""
   model, batch = decoding.model, len(rows.first)
   fields = dict(
-      cache=cache,
+      cache=decoder.init_cache(model, batch),
       hidden=jnp.zeros((batch, model.hidden_size), model.dtype),
       environment=jnp.full(batch, LANGUAGE, jnp.int32),
       states=states,
@@ -160,18 +158,18 @@ def _decode(decoding: Decoding, policy: Policy, rows: Rows, state: tuple[jax.Arr
     passes, episodes = jax.lax.while_loop(
         lambda state, size=size: (state[0] < size) & (jnp.sum(state[1].active) > least),
         lambda state: (state[0] + 1, _pass(decoding, policy, rows, *state)),
-        (passes, episodes._replace(cache=decoder.grow(model, episodes.cache, rows.before.seen.shape[1] + size))),
+        (passes, episodes._replace(cache=decoder.grow(episodes.cache, size))),
     )
   if not shrinks:
     return passes, episodes
   chosen = jnp.argsort(~episodes.active)[:few]  # all that are active, and some that are not
   whole = episodes._replace(cache=decoder.by_row(model, episodes.cache))
   part = take_rows(whole, chosen)
-  part = passes, part._replace(cache=decoder.flat(model, part.cache))
+  part = passes, part._replace(cache=decoder.flat(part.cache))
   passes, part = _decode(decoding, policy, take_rows(rows, chosen, len(rows.first)), part, sizes[-1:])
   part = part._replace(cache=decoder.by_row(model, part.cache))
   whole = jax.tree.map(lambda whole, part: whole.at[chosen].set(part), whole, part)
-  return passes, whole._replace(cache=decoder.flat(model, whole.cache))
+  return passes, whole._replace(cache=decoder.flat(whole.cache))
 
 
 def take_rows(tree: Any, rows: jax.Array, count: int | None = None) -> Any:

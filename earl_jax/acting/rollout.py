@@ -100,18 +100,17 @@ def resume(
   first = fork.slots - 1  # the last token that stays is fed once more, for what the model makes of it
   prompt = decoder.hide(take_rows(memory.prompt, fork.rows, count), first)
   written = take_rows(decoder.by_row(decoding.model, memory.cache), fork.rows)
-  response = decoder.hide(decoder.fed(decoding.model, written, whole.slots - length), first - length)
-  before, cache = decoder.begin(decoding.model, tuple(zip(prompt, response)), len(first))
+  response = decoder.hide(decoder.cached_parts(written), first - length)
   forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, len(fork.route)))
   rows = Rows(
       first=first, start=old.start, keys=_row_keys(key, fork.rows), offered=prompts.offered, replay=forced,
-      before=before,
+      before=tuple(zip(prompt, response)),
   )
   states = jax.vmap(decoding.interface.reset)(prompts.instance)
   states = carry_out(decoding.interface, states, prompts.offered, recorded(old.actions, fork.slots))
   last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
   episodes = begin(
-      decoding, rows, cache, states, decoding.slots - length + 1, active=fork.real, end=fork.slots,
+      decoding, rows, states, decoding.slots - length + 1, active=fork.real, end=fork.slots,
       pending=jnp.pad(last, [(0, 0), (0, decoding.interface.width - 1)]), pending_length=jnp.ones_like(first),
   )
   return _trajectory(decode(decoding, Policy.prepared(params, decoding), rows, episodes), first, old, fork.slots)
@@ -124,13 +123,12 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   prompt = decoder.parts(keys_values, jnp.arange(length) >= prompts.start[:, None])
   prompts, hidden = jax.tree.map(lambda x: jnp.repeat(x, decoding.group, axis=0), (prompts, hidden))
   first = jnp.full_like(prompts.start, length)
-  before, cache = decoder.begin(decoding.model, tuple((part,) for part in prompt), len(first))
   rows = Rows(
       first=first, start=prompts.start, keys=_row_keys(key, row_ids), offered=prompts.offered, replay=replay,
-      before=before,
+      before=tuple((part,) for part in prompt),
   )
   states = jax.vmap(decoding.interface.reset)(prompts.instance)
-  episodes = begin(decoding, rows, cache, states, decoding.slots - length, hidden=hidden)
+  episodes = begin(decoding, rows, states, decoding.slots - length, hidden=hidden)
   episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)
   nothing = blank(decoding, len(first), decoding.slots)
   nothing['tokens'] = nothing['tokens'].at[:, :length].set(prompts.tokens)

@@ -7,11 +7,23 @@ K key/value heads, G = N // K, H head width.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from absl import logging
 import jax
+import jax.extend
 import jax.numpy as jnp
 
-KERNEL = 'cudnn'
 UNSEEN = -1e30  # added to the score of a key that is not to be seen
+
+
+def kernel(asked: str, dtype: str, head_dim: int) -> str:
+  """'cudnn' or 'xla': what attends, where 'auto' is the best there is, and 'cudnn' what has to be if it can."""
+  able = dtype == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128 and jax.default_backend() == 'gpu'
+  able = able and 'cuda' in jax.extend.backend.get_backend().platform_version.lower()
+  if asked == 'cudnn' and not able:
+    logging.warning(
+        'config.attention=cudnn: it wants a CUDA GPU, bfloat16 and heads of a multiple of 8, 128 at most; xla is used'
+    )
+  return 'cudnn' if able and asked != 'xla' else 'xla'
 
 
 class Part(NamedTuple):
@@ -75,19 +87,7 @@ def flash(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> 
   # Where there is a mask and a gradient, it takes even lengths alone.
   q, keys, values = (jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)]) for x in (q, keys, values))
   seen = jnp.pad(seen, [(0, 0), (0, s % 2), (0, t % 2)])
-  return jax.nn.dot_product_attention(q, keys, values, mask=seen[:, None], implementation=KERNEL)[:, :s]
-
-
-def flash_one(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
-  """The same of one query a row [B, 1, N, H], which sees what bool[B, T] says, whatever its head.
-
-  The heads that share keys are so many queries to cuDNN, which then reads the keys once for them.
-  """
-  b, _, n, h = q.shape
-  q = q.reshape(b, keys.shape[2], -1, h).swapaxes(1, 2)
-  seen = jnp.broadcast_to(seen[:, None, None], (b, 1, q.shape[1], seen.shape[1]))
-  y = jax.nn.dot_product_attention(q, keys, values, mask=seen, implementation=KERNEL)
-  return y.swapaxes(1, 2).reshape(b, 1, n, h)
+  return jax.nn.dot_product_attention(q, keys, values, mask=seen[:, None], implementation='cudnn')[:, :s]
 
 
 def _scores(q: jax.Array, part: Part) -> jax.Array:

@@ -56,24 +56,11 @@ class Cache(NamedTuple):
 
   All rows are fed at once, so that the entries filled are the same in every row. Rows and heads are one axis, which is
   how they enter matrix products: else the compiler writes an entry twice, for the product and for the next pass, and
-  copies the cache in between. Heads that are shared out over devices stay an axis of their own. For cuDNN it is
-  dtype[B, E, K, H] twice, and what came before stands in its first entries.
+  copies the cache in between. Heads that are shared out over devices stay an axis of their own.
   """
 
   keys: tuple[jax.Array, ...]
   values: tuple[jax.Array, ...]
-
-
-class Before(NamedTuple):
-  """What all passes see besides what they feed.
-
-  Attributes:
-    parts: layer by layer; rows side by side may share them. None for cuDNN.
-    seen: bool[B, E'], which of the first entries of the cache; none but for cuDNN.
-  """
-
-  parts: tuple[tuple[Part, ...], ...]
-  seen: jax.Array
 
 
 def prepare(config: ModelConfig, params: dict, slots: int) -> Weights:
@@ -104,53 +91,33 @@ def _flat(projection: dict) -> tuple[jax.Array, jax.Array | None]:
   return kernel.reshape(len(kernel), -1), None if bias is None else bias.reshape(-1)
 
 
-def begin(config: ModelConfig, parts: tuple[tuple[Part, ...], ...], rows: int) -> tuple[Before, Cache]:
-  """What is seen, and a cache with room for nothing more, where `parts` came before, layer by layer."""
+def init_cache(config: ModelConfig, rows: int) -> Cache:
+  """Room for nothing yet."""
   heads, layers = config.num_key_value_heads, config.num_hidden_layers
-  if config.attention == 'cudnn':
-    keys = tuple(_join([_by_slot(x.keys, (0, 3, 1, 2), rows) for x in layer]) for layer in parts)
-    values = tuple(_join([_by_slot(x.values, (0, 2, 1, 3), rows) for x in layer]) for layer in parts)
-    seen = _join([_by_slot(x.bias[:, 0] > attention.UNSEEN / 2, (0, 1), rows) for x in parts[0]])
-    return Before(((),) * layers, seen), Cache(keys, values)
   shape = (rows, heads) if tensor_shards() > 1 else (rows * heads,)
   keys, values = (jnp.zeros((*shape, *rest), config.dtype) for rest in ((config.head_dim, 0), (0, config.head_dim)))
-  return Before(parts, jnp.zeros((rows, 0), bool)), Cache((keys,) * layers, (values,) * layers)
+  return Cache((keys,) * layers, (values,) * layers)
 
 
-def _by_slot(x: jax.Array, axes: tuple[int, ...], rows: int) -> jax.Array:
-  """[A, …] as [B, T, …], its axes in another order."""
-  return jnp.repeat(x.transpose(axes), rows // len(x), axis=0)
-
-
-def _join(pieces: list[jax.Array]) -> jax.Array:
-  """Along T."""
-  return jnp.concatenate(pieces, axis=1)
-
-
-def grow(config: ModelConfig, cache: Cache, entries: int) -> Cache:
+def grow(cache: Cache, entries: int) -> Cache:
   """The cache with room for `entries` tokens in all."""
-  places = (1, 1) if config.attention == 'cudnn' else (-1, -2)
 
   def pad(x, axis):
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, entries - x.shape[axis])
     return constrain(jnp.pad(x, widths), 'rows', *('kv_heads',) * (x.ndim - 3))
 
-  return Cache(*(tuple(pad(x, axis) for x in side) for side, axis in zip(cache, places)))
+  return Cache(tuple(pad(x, -1) for x in cache.keys), tuple(pad(x, -2) for x in cache.values))
 
 
 def by_row(config: ModelConfig, cache: Cache) -> Cache:
-  """The cache with an axis of rows alone."""
-  if config.attention == 'cudnn':
-    return cache
+  """The cache as [B, K, …]."""
   return jax.tree.map(lambda x: x.reshape(-1, config.num_key_value_heads, *x.shape[-2:]), cache)
 
 
-def flat(config: ModelConfig, cache: Cache) -> Cache:
-  """The cache from what `by_row` made of it."""
-  if config.attention == 'cudnn' or tensor_shards() > 1:
-    return cache
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cache)
+def flat(cache: Cache) -> Cache:
+  """The cache from [B, K, …]."""
+  return cache if tensor_shards() > 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cache)
 
 
 def parts(read: KeysValues, seen: jax.Array) -> tuple[Part, ...]:
@@ -158,11 +125,8 @@ def parts(read: KeysValues, seen: jax.Array) -> tuple[Part, ...]:
   return tuple(attention.part(keys, values, seen[:, None]) for keys, values in zip(*read))
 
 
-def fed(config: ModelConfig, cache: Cache, entries: int) -> tuple[Part, ...]:
-  """What has been fed, layer by layer: the last `entries` of a cache `by_row`. All of it is seen."""
-  if config.attention == 'cudnn':
-    seen = jnp.ones((len(cache.keys[0]), 1, 1), bool)
-    return tuple(attention.part(k[:, -entries:], v[:, -entries:], seen) for k, v in zip(*cache))
+def cached_parts(cache: Cache) -> tuple[Part, ...]:
+  """What has been fed one by one, layer by layer, of a cache `by_row`; all of it is seen."""
   return tuple(Part(k, v, jnp.zeros((len(k), 1, 1))) for k, v in zip(*cache))
 
 
@@ -173,40 +137,30 @@ def hide(parts: tuple[Part, ...], since: jax.Array) -> tuple[Part, ...]:
 
 
 def feed(
-    config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array, *, before: Before, cache: Cache,
-    entry: jax.Array,
+    config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array, *,
+    before: tuple[tuple[Part, ...], ...], cache: Cache, entry: jax.Array,
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token to every row, which sees what came before, and what the row was fed.
 
   Args:
     tokens: int32[B].
     positions: int32[B], where each row is.
+    before: keys besides the cache, layer by layer; rows side by side may share them.
     entry: int32[], how many tokens each row was fed.
 
   Returns:
     (hidden dtype[B, D] after the final norm, the cache with the tokens in it).
   """
   turned = jax.tree.map(lambda x: x[positions][:, None], weights.rotations)
-  first = before.seen.shape[1]
-  entries = cache.keys[0].shape[1 if config.attention == 'cudnn' else -1]
-  filled = (jnp.arange(entries - first) <= entry)[None]
-  if config.attention == 'cudnn':
-    filled = _join([before.seen, jnp.repeat(filled, len(before.seen), axis=0)])
+  filled = jnp.where(jnp.arange(cache.keys[0].shape[-1]) <= entry, 0.0, attention.UNSEEN)[None, None]
   x = constrain(weights.embedding[tokens].astype(config.dtype), 'rows')
   made = []
-  for layer, parts, keys, values in zip(weights.layers, before.parts, *cache):
+  for layer, parts, keys, values in zip(weights.layers, before, *cache):
     q, k, v = _project(config, layer, x, turned)
-    if config.attention == 'cudnn':
-      keys, values = (
-          jax.lax.dynamic_update_slice_in_dim(old, new, first + entry, axis=1) for old, new in ((keys, k), (values, v))
-      )
-      y = attention.flash_one(q, keys, values, filled)
-    else:
-      keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(*keys.shape[:-1], 1), entry, axis=-1)
-      values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(*values.shape[:-2], 1, -1), entry, axis=-2)
-      own = (y.reshape(len(x), -1, *y.shape[-2:]) for y in (keys, values))
-      y = attention.attend(q, [*parts, Part(*own, jnp.where(filled, 0.0, attention.UNSEEN)[:, None])])
-    x = _finish(config, layer, x, y.reshape(len(x), -1))
+    keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(*keys.shape[:-1], 1), entry, axis=-1)
+    values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(*values.shape[:-2], 1, -1), entry, axis=-2)
+    own = Part(*(y.reshape(len(x), -1, *y.shape[-2:]) for y in (keys, values)), filled)
+    x = _finish(config, layer, x, attention.attend(q, [*parts, own]).reshape(len(x), -1))
     made.append((keys, values))
   return rms_norm(x, weights.final_norm, config.rms_norm_eps), Cache(*zip(*made))
 

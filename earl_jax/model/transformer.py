@@ -48,6 +48,7 @@ class ModelConfig:
     dtype: of the computation; parameters are float32.
     remat: what the backward pass finds stored: 'none' = everything; 'dots' = outputs of matrix products with
       parameters; 'full' = inputs of a layer, and its queries, keys and values. The rest it computes again.
+    attention: 'xla' or 'cudnn', what computes it: see `attention.kernel`.
   """
 
   vocab_size: int

@@ -23,7 +23,7 @@ from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
 from earl_jax.learning.batches import rows_per_prompt
-from earl_jax.model import hf, transformer
+from earl_jax.model import attention, hf, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
@@ -31,6 +31,7 @@ from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Ta
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
 MIN_ROWS = 32
+LONG = 256  # slots of a response from which on the cache grows once
 INTERFACES = {'expanded': ExpandedInterface, 'tagged': TaggedInterface}
 EMBEDDED = pathlib.Path(__file__).parents[1] / 'base_model' / 'checkpoint'
 
@@ -74,6 +75,7 @@ class Experiment:
         model=self.model, interface=self.interface, eos=self.tokenizer.eos_token_id,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
         min_rows=MIN_ROWS if self.mesh.size == 1 else None,
+        segments=2 if self.config.rollout.response_length >= LONG else 1,
     )
 
   @property
@@ -258,6 +260,8 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   """
   tokenizer = tokenizer_lib.load_tokenizer(folder)
   model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
+  kernel = attention.kernel(config.attention, config.dtype, model.head_dim)
+  model = dataclasses.replace(model, attention=kernel)
   if model.vocab_size < len(tokenizer):
     raise UserError(
         f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '

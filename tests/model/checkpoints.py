@@ -51,11 +51,11 @@ def decoded(config, params, tokens, prompt, start=None, make_room: Callable | No
   tokens = np.asarray(tokens, np.int32)
   start, slots = _start(tokens, start), tokens.shape[1]
   assert (start < prompt).all(), 'the cache has no padding'
-  make_room = make_room or (lambda cache, entry: decoder.grow(config, cache, slots - prompt))
+  make_room = make_room or (lambda cache, entry: decoder.grow(cache, slots - prompt))
   first, read = logits(config, params, tokens[:, :prompt], start)
   weights = prepare(config, params, slots)
-  parts = tuple((part,) for part in decoder.parts(read, np.arange(prompt) >= start[:, None]))
-  (before, cache), pieces = decoder.begin(config, parts, len(tokens)), [first]
+  before = tuple((part,) for part in decoder.parts(read, np.arange(prompt) >= start[:, None]))
+  cache, pieces = decoder.init_cache(config, len(tokens)), [first]
   for entry, slot in enumerate(range(prompt, slots)):
     hidden, cache = feed(
         config, weights, tokens[:, slot], slot - start, before=before, cache=make_room(cache, entry), entry=entry

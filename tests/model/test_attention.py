@@ -1,12 +1,17 @@
 """Attention to keys in several places, against a slow softmax over all of them side by side."""
 
+import dataclasses
+
+import chex
 import hypothesis
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from earl_jax.model import attention
+from earl_jax.model import attention, transformer
+from tests.model import reference
 
 
 def slow(q, places):
@@ -101,3 +106,36 @@ def test_gradients_are_those_of_a_softmax():
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, atol=1e-5)
     assert np.abs(b).max() > 0.1
+
+
+@pytest.mark.parametrize('prompt, response, shared', [(0, 5, 1), (3, 4, 2), (4, 5, 3)])
+def test_what_cudnn_is_given_is_the_same_attention(monkeypatch, prompt, response, shared):
+  """Behind the same call XLA stands in for it; odd lengths are padded, and gradients flow as they do without it."""
+  monkeypatch.setattr(
+      jax.nn, 'dot_product_attention', lambda *args, implementation, call=jax.nn.dot_product_attention, **kwargs:
+      call(*args, implementation='xla', **kwargs)
+  )
+  config = transformer.ModelConfig(**reference.SIZES)
+  params = transformer.init_params(config, jax.random.key(0))
+  tokens = np.random.default_rng(0).integers(config.vocab_size, size=(2 * shared, prompt + response)).astype(np.int32)
+  start = np.repeat(np.array([0, min(2, max(prompt - 1, 0))], np.int32), shared)
+
+  def hidden(params, attention):
+    changed, read = dataclasses.replace(config, attention=attention), None
+    if prompt:
+      _, read = transformer.apply(changed, params, tokens[::shared, :prompt], start[::shared])
+    return transformer.apply(changed, params, tokens[:, prompt:], start, read)[0]
+
+  expected, found = ((hidden(params, kind), jax.grad(lambda p, kind=kind: jnp.sum(hidden(p, kind) ** 3))(params))
+                     for kind in ('xla', 'cudnn'))
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('asked, dtype, width, told', [
+    ('auto', 'bfloat16', 64, 0), ('xla', 'bfloat16', 64, 0), ('cudnn', 'bfloat16', 64, 1), ('cudnn', 'float32', 20, 1),
+])
+def test_a_kernel_that_cannot_be_is_replaced_and_that_is_said(monkeypatch, asked, dtype, width, told):
+  lines = []
+  monkeypatch.setattr(attention.logging, 'warning', lines.append)
+  assert attention.kernel(asked, dtype, width) == 'xla'  # there is no GPU here
+  assert len(lines) == told and all('config.attention=cudnn' in line for line in lines)

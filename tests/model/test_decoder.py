@@ -1,7 +1,6 @@
 """One token at a time against many at once, for every shape of the decoder."""
 
 import collections
-import dataclasses
 import re
 
 import chex
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax.model import attention, decoder, transformer
+from earl_jax.model import decoder, transformer
 from tests.model import checkpoints, reference
 
 PROMPT, SLOTS = 4, 7
@@ -28,55 +27,46 @@ def make_tokens(seed=0):
 
 
 def fed(config, params, tokens):
-  """Hidden states [B, SLOTS - PROMPT, D] of what follows the prompt; the prompt's parts; what is before; the cache."""
+  """Hidden states [B, SLOTS - PROMPT, D] of what follows the prompt; the prompt's parts; the cache."""
   _, read = checkpoints.apply(config, params, tokens[:, :PROMPT], START)
   prompt = decoder.parts(read, np.arange(PROMPT) >= START[:, None])
-  before, cache = decoder.begin(config, tuple((part,) for part in prompt), len(tokens))
+  before = tuple((part,) for part in prompt)
   weights = checkpoints.prepare(config, params, SLOTS)
-  cache, pieces = decoder.grow(config, cache, before.seen.shape[1] + SLOTS - PROMPT), []
+  cache, pieces = decoder.grow(decoder.init_cache(config, len(tokens)), SLOTS - PROMPT), []
   for entry, slot in enumerate(range(PROMPT, SLOTS)):
     hidden, cache = checkpoints.feed(
         config, weights, tokens[:, slot], slot - START, before=before, cache=cache, entry=entry
     )
     pieces.append(hidden)
-  return jnp.stack(pieces, axis=1), prompt, before, cache
-
-
-@pytest.fixture(params=['xla', 'cudnn'])
-def kernel(request, monkeypatch):
-  """Of attention. What is laid out for cuDNN is given to XLA here, behind the same call."""
-  monkeypatch.setattr(attention, 'KERNEL', 'xla')
-  return request.param
+  return jnp.stack(pieces, axis=1), prompt, cache
 
 
 @pytest.mark.parametrize('attention_bias, key_heads, qk_norm', [
     ('', 1, False), ('', 4, True), ('qkv', 2, False), ('qkv', 1, True), ('qkvo', 4, False), ('qkvo', 2, True),
 ])
-def test_feeding_is_reading(kernel, attention_bias, key_heads, qk_norm):
+def test_feeding_is_reading(attention_bias, key_heads, qk_norm):
   config = transformer.ModelConfig(
       **reference.SIZES | dict(num_key_value_heads=key_heads), attention_bias=attention_bias, qk_norm=qk_norm
   )
   params, tokens = make_params(config), make_tokens()
   expected, _ = checkpoints.apply(config, params, tokens, START)
-  config = dataclasses.replace(config, attention=kernel)
   chex.assert_trees_all_close(fed(config, params, tokens)[0], expected[:, PROMPT:], atol=1e-5)
 
 
 @pytest.mark.parametrize('since', [[4, 4, 4], [1, 3, 4], [5, 6, 4], [2, 5, 6]],
                          ids=['all of the prompt', 'within the prompt', 'beyond it', 'both'])
-def test_what_is_hidden_is_not_seen(kernel, since):
+def test_what_is_hidden_is_not_seen(since):
   """Rows that go on from earlier slots, with another token there, have read nothing but what stands before."""
-  config = transformer.ModelConfig(**reference.SIZES, attention=kernel)
+  config = transformer.ModelConfig(**reference.SIZES)
   params, tokens, since = make_params(config), make_tokens(), np.array(since, np.int32)
-  _, prompt, _, cache = fed(config, params, tokens)
-  response = decoder.fed(config, decoder.by_row(config, cache), SLOTS - PROMPT)
-  parts = tuple(zip(decoder.hide(prompt, since), decoder.hide(response, since - PROMPT)))
-  before, cache = decoder.begin(config, parts, 3)
+  _, prompt, cache = fed(config, params, tokens)
+  response = decoder.cached_parts(decoder.by_row(config, cache))
+  before = tuple(zip(decoder.hide(prompt, since), decoder.hide(response, since - PROMPT)))
   weights = checkpoints.prepare(config, params, SLOTS)
   other = (tokens[np.arange(3), since] + 1) % config.vocab_size
   found, _ = checkpoints.feed(
       config, weights, other, since - START, before=before,
-      cache=decoder.grow(config, cache, before.seen.shape[1] + 2), entry=0,
+      cache=decoder.grow(decoder.init_cache(config, 3), 2), entry=0,
   )
   tokens[np.arange(3), since] = other
   expected, _ = checkpoints.apply(config, params, tokens, START)
@@ -86,10 +76,11 @@ def test_what_is_hidden_is_not_seen(kernel, since):
 def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16():
   config = transformer.ModelConfig(**reference.SIZES, dtype='bfloat16', qk_norm=True)
   params, tokens = make_params(config), make_tokens()
-  hidden, _, before, cache = fed(config, params, tokens)
+  hidden, prompt, cache = fed(config, params, tokens)
   chex.assert_type([hidden, *jax.tree.leaves(cache)], jnp.bfloat16)
   weights = checkpoints.prepare(config, params, SLOTS)
   chex.assert_type([weights.final_norm, *weights.rotations, *weights.layers[0].norms.values()], jnp.float32)
+  before = tuple((part,) for part in prompt)
   program = str(jax.make_jaxpr(
       lambda weights: decoder.feed(config, weights, tokens[:, 0], START, before=before, cache=cache, entry=0))(weights))
   for operation in ('exp', 'rsqrt', 'reduce_max'):

@@ -56,7 +56,7 @@ def test_cached_decode_is_the_full_forward(params, prompt, start):
 
 def garbage_from(cache, entry):
   """The cache with room for ten entries; those from `entry` on hold something."""
-  keys, values = decoder.grow(CONFIG, cache, 10)
+  keys, values = decoder.grow(cache, 10)
   late = np.arange(10) >= entry
   return decoder.Cache(
       tuple(jnp.where(late, 50.0, x) for x in keys), tuple(jnp.where(late[:, None], 50.0, x) for x in values)
@@ -64,7 +64,7 @@ def garbage_from(cache, entry):
 
 
 def growing(cache, entry):
-  return decoder.grow(CONFIG, cache, 2 * (entry // 2) + 2)
+  return decoder.grow(cache, 2 * (entry // 2) + 2)
 
 
 @pytest.mark.parametrize('make_room', [garbage_from, growing],
