@@ -12,7 +12,7 @@ from earl_jax.acting import policy, rollout
 from earl_jax.config import AlgorithmConfig, Config, RolloutConfig, Stage
 from earl_jax.learning import update
 from earl_jax.learning.batches import abstract_batch, Split, split_rows
-from earl_jax.model import transformer
+from earl_jax.model import attention, transformer
 from earl_jax.run.experiment import EMBEDDED, Experiment, prepare
 from earl_jax.run.problems import abstract_rollout, draw
 
@@ -23,6 +23,7 @@ def build(
   """Sorting with the embedded tokenizer: a larger vocabulary of the model is padding, which costs the same."""
   stages = (Stage(tasks=(('sort', {'n': 4}, 1.0),)),)
   config = Config(dtype=model.dtype, remat=model.remat, curriculum=stages, rollout=rollout, algorithm=algorithm)
+  model = dataclasses.replace(model, attention=attention.kernel('auto', model.dtype, model.head_dim))
   return dataclasses.replace(prepare(config, EMBEDDED, mesh), model=model)
 
 

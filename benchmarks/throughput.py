@@ -16,7 +16,8 @@ Decoding: tokens over the time of a rollout, prompts and all. A slot has to read
 of all earlier slots: those bytes over the bandwidth of all devices are the shortest time, and over the time taken the
 bandwidth that was put to use. What else is read, such as logits and empty slots of the cache, is not counted.
 
-On a CPU neither peak nor bandwidth is known, and nothing is said of them.
+Both ceilings are also measured on the spot, on one device: a product of two square matrices in the dtype of the
+computation, and a copy. On a CPU nothing else is known.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from typing import NamedTuple
 from absl import flags
 import grid  # beside this file, as are the next two
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import programs
@@ -51,7 +53,7 @@ SIZES = QWEN | {'tiny': TINY}
 
 
 class Device(NamedTuple):
-  """Peak FLOP/s in bfloat16 without sparsity, and bytes/s of memory, as the maker states them."""
+  """Peak FLOP/s without sparsity, and bytes/s of memory: as the maker states them (in bfloat16), or as measured."""
 
   flops: float
   bandwidth: float
@@ -76,6 +78,23 @@ DEVICES = {
 
 def known(kind: str) -> Device | None:
   return next((device for name, device in DEVICES.items() if kind.startswith(name)), None)
+
+
+def measured(dtype: str) -> Device:
+  """What one device makes of a matrix product, and of a copy, which reads and writes: the best of some repeats."""
+  size = 1_024 if jax.default_backend() == 'cpu' else 8_192
+  square = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  large = jnp.zeros(64 * size * size // square.dtype.itemsize, dtype)
+
+  def fastest(f, x):
+    f, seconds = jax.jit(f), []
+    for _ in range(6):
+      began = time.perf_counter()
+      jax.block_until_ready(f(x))
+      seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+  return Device(2 * size**3 / fastest(lambda x: x @ x, square), 2 * large.nbytes / fastest(lambda x: x + 1, large))
 
 
 def weights(model: ModelConfig) -> tuple[int, int]:
@@ -202,6 +221,7 @@ def main(values: flags.FlagValues) -> None:
   state, update_seconds = time_update(experiment, state, values.repeats)
   tokens, rollout_seconds = time_rollout(experiment, state.params, values.repeats)
   flops, read, device = update_flops(experiment), decode_bytes(experiment), known(kind)
+  ceiling = measured(values.dtype)
   step, rollout = statistics.median(update_seconds), statistics.median(rollout_seconds)
   facts = dict(
       size=values.size, parameters=sum(x.size for x in jax.tree.leaves(state.params)), dtype=values.dtype,
@@ -210,16 +230,19 @@ def main(values: flags.FlagValues) -> None:
       update_flops_per_second=flops / step, rollout_seconds=rollout_seconds, decoded_tokens=tokens,
       tokens_per_second=tokens / rollout, decode_bytes=read, decode_bytes_per_second=read / rollout,
       mfu=device and flops / step / (count * device.flops),
-      of_bandwidth=device and read / rollout / (count * device.bandwidth),
+      of_bandwidth=device and read / rollout / (count * device.bandwidth), measured_flops=ceiling.flops,
+      measured_bandwidth=ceiling.bandwidth, of_measured_flops=flops / step / (count * ceiling.flops),
+      of_measured_bandwidth=read / rollout / (count * ceiling.bandwidth), attention=experiment.model.attention,
       command=f'python {" ".join(sys.argv)}', python=platform.python_version(), jax=jax.__version__,
       jaxlib=jaxlib.__version__, earl_jax=__version__, backend=jax.extend.backend.get_backend().platform_version,
   )
   print(grid.markdown([
-      ('size', 'devices', 'dtype', 'remat', 'rows x response', 'update, s', 'TFLOP/s', 'MFU', 'rollout, s', 'tokens/s',
-       'of bandwidth'),
+      ('size', 'devices', 'dtype', 'remat', 'rows x response', 'update, s', 'TFLOP/s', 'MFU', 'of the product here',
+       'rollout, s', 'tokens/s', 'of bandwidth', 'of the copy here'),
       (values.size, f'{count} x {kind}', values.dtype, values.remat, f'{facts["rows"]} x {values.response}',
-       spread(update_seconds), f'{flops / step / 1e12:.4g}', share(facts['mfu']), spread(rollout_seconds),
-       f'{tokens / rollout:,.0f}', share(facts['of_bandwidth'])),
+       spread(update_seconds), f'{flops / step / 1e12:.4g}', share(facts['mfu']),
+       share(facts['of_measured_flops']), spread(rollout_seconds), f'{tokens / rollout:,.0f}',
+       share(facts['of_bandwidth']), share(facts['of_measured_bandwidth'])),
   ]))
   text = json.dumps(facts)
   print(text)

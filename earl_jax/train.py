@@ -113,7 +113,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
     if progress.stops_early(config):
       text += (
           f'\n\nsolved in {progress.solved} evaluations in a row, {config.steps - progress.step} steps early; '
-          'the same command with --config.stop_at_solved=False goes on, to solve it with fewer calls'
+          'the same command with --config.stop_at_solved=False goes on, to solve them with fewer calls'
       )
   else:
     text = f'stopped, {progress.step} of {config.steps} steps saved in {workdir}; the same command goes on from there'

@@ -192,4 +192,4 @@ def _cast(tree, like):
 
 def _zeros(x: jax.Array, dtype=None) -> jax.Array:
   """As large as x, and shared out over devices like it."""
-  return (x * 0).astype(dtype or x.dtype)
+  return jnp.where(False, x, 0).astype(dtype or x.dtype)

@@ -1,0 +1,112 @@
+"""Rollouts of this package against `transformers.generate`, on the same device, with the same weights and shapes.
+
+  python benchmarks/against.py [--prompts=16 --group=16 --response=160 --repeats=3 --out=FILE.json]
+
+The weights are those of the embedded base model, in float32, exported as a Hugging Face folder. Both decode `response`
+tokens in every row, whatever they are: nothing ends a row early. `generate` samples from the vocabulary with its own
+cache, without environments and masks, which the decode loop here always has. It needs torch. Times are medians, with
+the range of all repeats, after one that is not counted.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+from absl import flags
+import grid  # beside this file, as is the next one
+import jax
+import numpy as np
+from throughput import spread
+
+from earl_jax.config import Config, embedded_config, parse, stage, UserError
+from earl_jax.run import cli
+from earl_jax.run.experiment import model_folder, set_up
+from earl_jax.run.problems import draw
+
+
+def of_this_package(config: Config, repeats: int) -> list[float]:
+  """Seconds of each repeat."""
+  experiment, params = set_up(config)
+  rollout = config.rollout
+  prompts, rows = draw(experiment, stage=0, step=0).prompts, np.arange(rollout.prompts * rollout.group)
+  decoding = dataclasses.replace(experiment.decoding(rollout.group), eos=-1)
+  return timed(
+      lambda i: jax.block_until_ready(experiment.rollout(params, prompts, rows, jax.random.key(i), decoding=decoding)),
+      repeats,
+  )
+
+
+def of_transformers(config: Config, repeats: int) -> list[float]:
+  """Seconds of each repeat.
+
+  Raises:
+    UserError: torch is not installed.
+  """
+  try:
+    import torch
+    import transformers
+  except ImportError as error:
+    raise UserError(f'{error}: `generate` needs torch; pip install torch') from None
+  device = 'cuda' if jax.default_backend() == 'gpu' and torch.cuda.is_available() else 'cpu'
+  model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(config)).to(device)
+  experiment, _ = set_up(config)
+  rollout = config.rollout
+  prompts = draw(experiment, stage=0, step=0).prompts
+  tokens = torch.tensor(np.repeat(np.asarray(prompts.tokens), rollout.group, axis=0), dtype=torch.long)
+  start = torch.tensor(np.repeat(np.asarray(prompts.start), rollout.group))
+  mask = (torch.arange(rollout.prompt_length) >= start[:, None]).long()
+  length = rollout.response_length
+  settings = dict(max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0)
+
+  def generate(_):
+    with torch.no_grad():
+      model.generate(tokens.to(device), attention_mask=mask.to(device), pad_token_id=0, **settings)
+
+  return timed(generate, repeats)
+
+
+def timed(run, repeats: int) -> list[float]:
+  seconds = []
+  for i in range(1 + repeats):
+    began = time.perf_counter()
+    run(i)
+    seconds.append(time.perf_counter() - began)
+  return seconds[1:]
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  for name, default, what in (
+      ('prompts', 16, 'Problems.'), ('group', 16, 'Rollouts of each.'), ('response', 160, 'Tokens of each.'),
+      ('repeats', 3, 'Timed, after one that is not.'),
+  ):
+    flags.DEFINE_integer(name, default, what, 1, flag_values=values)
+  flags.DEFINE_string('out', None, 'File for the JSON, as well.', flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+  settings = embedded_config()
+  settings.curriculum = (stage(('sort', {'n': 4}, 1.0)),)
+  settings.rollout.update(prompts=values.prompts, group=values.group, response_length=values.response)
+  settings.rollout.chunk = settings.algorithm.micro_batch = values.group
+  settings.algorithm.mini_batches = 1
+  config = parse(settings)
+  cli.prepare_jax(config)
+  theirs, ours = of_transformers(config, values.repeats), of_this_package(config, values.repeats)
+  tokens = values.prompts * values.group * values.response
+  facts = dict(command=f'python {" ".join(sys.argv)}', tokens=tokens, ours=ours, theirs=theirs,
+               ratio=float(np.median(theirs) / np.median(ours)), device=jax.devices()[0].device_kind)
+  print(grid.markdown([
+      ('', 's', 'tokens/s'),
+      ('earl_jax, with environments', spread(ours), f'{tokens / np.median(ours):,.0f}'),
+      ('transformers.generate, without', spread(theirs), f'{tokens / np.median(theirs):,.0f}'),
+  ]))
+  text = json.dumps(facts)
+  print(text)
+  if values.out:
+    pathlib.Path(values.out).write_text(text + '\n')
+
+
+if __name__ == '__main__':
+  sys.exit(cli.start(main, define_flags))
