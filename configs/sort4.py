@@ -3,7 +3,7 @@
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4
 
 A stage of the curriculum ends when its tasks are mastered, and the run when greedy decoding has solved everything
-in two evaluations in a row, after 120 steps of 256 rollouts (30,720) at the latest: five to seven minutes on two CPU
+in two evaluations in a row, after 120 steps of 256 rollouts (30,720) at the latest: 5 to 7 minutes on two CPU
 cores. Expected: all 48 instances, proven by their comparisons, with 4.7 to 4.9 of them and 1.92 swaps on average (the
 optimum is 4.667 and 1.917). To get nearer to it, go on: --config.stop_at_solved=False --config.steps=200.
 """
