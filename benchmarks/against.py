@@ -8,9 +8,6 @@ cache, without environments and masks, which the decode loop here always has. It
 the range of all repeats, after one that is not counted.
 """
 
-import dataclasses
-import json
-import pathlib
 import sys
 import time
 
@@ -18,27 +15,15 @@ from absl import flags
 import grid  # beside this file, as is the next one
 import jax
 import numpy as np
-from throughput import spread
+from throughput import spread, tell, time_rollout
 
-from earl_jax.config import Config, embedded_config, parse, stage, UserError
+from earl_jax.config import embedded_config, parse, stage, UserError
 from earl_jax.run import cli
-from earl_jax.run.experiment import model_folder, set_up
+from earl_jax.run.experiment import Experiment, model_folder, set_up
 from earl_jax.run.problems import draw
 
 
-def of_this_package(config: Config, repeats: int) -> list[float]:
-  """Seconds of each repeat."""
-  experiment, params = set_up(config)
-  rollout = config.rollout
-  prompts, rows = draw(experiment, stage=0, step=0).prompts, np.arange(rollout.prompts * rollout.group)
-  decoding = dataclasses.replace(experiment.decoding(rollout.group), eos=-1)
-  return timed(
-      lambda i: jax.block_until_ready(experiment.rollout(params, prompts, rows, jax.random.key(i), decoding=decoding)),
-      repeats,
-  )
-
-
-def of_transformers(config: Config, repeats: int) -> list[float]:
+def of_transformers(experiment: Experiment, repeats: int) -> list[float]:
   """Seconds of each repeat.
 
   Raises:
@@ -50,9 +35,8 @@ def of_transformers(config: Config, repeats: int) -> list[float]:
   except ImportError as error:
     raise UserError(f'{error}: `generate` needs torch; pip install torch') from None
   device = 'cuda' if jax.default_backend() == 'gpu' and torch.cuda.is_available() else 'cpu'
-  model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(config)).to(device)
-  experiment, _ = set_up(config)
-  rollout = config.rollout
+  model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(experiment.config)).to(device)
+  rollout = experiment.config.rollout
   prompts = draw(experiment, stage=0, step=0).prompts
   tokens = torch.tensor(np.repeat(np.asarray(prompts.tokens), rollout.group, axis=0), dtype=torch.long)
   start = torch.tensor(np.repeat(np.asarray(prompts.start), rollout.group))
@@ -60,18 +44,11 @@ def of_transformers(config: Config, repeats: int) -> list[float]:
   length = rollout.response_length
   settings = dict(max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0)
 
-  def generate(_):
+  seconds = []
+  for _ in range(1 + repeats):
+    began = time.perf_counter()
     with torch.no_grad():
       model.generate(tokens.to(device), attention_mask=mask.to(device), pad_token_id=0, **settings)
-
-  return timed(generate, repeats)
-
-
-def timed(run, repeats: int) -> list[float]:
-  seconds = []
-  for i in range(1 + repeats):
-    began = time.perf_counter()
-    run(i)
     seconds.append(time.perf_counter() - began)
   return seconds[1:]
 
@@ -93,19 +70,18 @@ def main(values: flags.FlagValues) -> None:
   settings.algorithm.mini_batches = 1
   config = parse(settings)
   cli.prepare_jax(config)
-  theirs, ours = of_transformers(config, values.repeats), of_this_package(config, values.repeats)
-  tokens = values.prompts * values.group * values.response
+  experiment, params = set_up(config)
+  theirs = of_transformers(experiment, values.repeats)
+  tokens, ours = time_rollout(experiment, params, values.repeats)  # a write that does not fit ends a row
+  every = values.prompts * values.group * values.response
   facts = dict(command=f'python {" ".join(sys.argv)}', tokens=tokens, ours=ours, theirs=theirs,
                ratio=float(np.median(theirs) / np.median(ours)), device=jax.devices()[0].device_kind)
   print(grid.markdown([
       ('', 's', 'tokens/s'),
       ('earl_jax, with environments', spread(ours), f'{tokens / np.median(ours):,.0f}'),
-      ('transformers.generate, without', spread(theirs), f'{tokens / np.median(theirs):,.0f}'),
+      ('transformers.generate, without', spread(theirs), f'{every / np.median(theirs):,.0f}'),
   ]))
-  text = json.dumps(facts)
-  print(text)
-  if values.out:
-    pathlib.Path(values.out).write_text(text + '\n')
+  tell(facts, values.out)
 
 
 if __name__ == '__main__':

@@ -199,6 +199,14 @@ def share(part: float | None) -> str:
   return '' if part is None else f'{part:.1%}'
 
 
+def tell(facts: dict, out: str | None) -> None:
+  """Prints a line of JSON and writes it to the file `out`, if there is one."""
+  text = json.dumps(facts)
+  print(text)
+  if out:
+    pathlib.Path(out).write_text(text + '\n')
+
+
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   flags.DEFINE_string('size', None, f'Of the model: {", ".join(SIZES)}.', flag_values=values)
   flags.DEFINE_list('mesh', ['1', '-1', '1'], 'Devices along data, fsdp, tensor; -1 = the rest.', flag_values=values)
@@ -244,10 +252,7 @@ def main(values: flags.FlagValues) -> None:
        share(facts['of_measured_flops']), spread(rollout_seconds), f'{tokens / rollout:,.0f}',
        share(facts['of_bandwidth']), share(facts['of_measured_bandwidth'])),
   ]))
-  text = json.dumps(facts)
-  print(text)
-  if values.out:
-    pathlib.Path(values.out).write_text(text + '\n')
+  tell(facts, values.out)
 
 
 if __name__ == '__main__':

@@ -126,7 +126,7 @@ def chunk_size(scoring: Scoring) -> int:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _score_first(heads, hidden: jax.Array, chosen: tuple[Choices, jax.Array], scoring: Scoring, size: int) -> Scores:
   """Scores float32[N] of choices [N], of as many of the first as int32[] says, 0 elsewhere; `size` at a time."""
-  heads, (choices, count) = _cast(heads, hidden), chosen
+  heads, (choices, count) = _cast(heads, hidden.dtype), chosen
 
   def chunk(i, scores):
     part, chosen = (_slice(x, i * size, size) for x in (hidden, choices))
@@ -142,14 +142,14 @@ def _score_first_forward(heads, hidden, chosen, scoring, size):
 
 def _score_first_backward(scoring, size, kept, gradients):
   heads, hidden, (choices, count) = kept
-  cast = _cast(heads, hidden)
+  cast = _cast(heads, hidden.dtype)
 
   def chunk(i, sums):
     part, chosen, gradient = (_slice(x, i * size, size) for x in (hidden, choices, gradients))
     _, pull = jax.vjp(lambda heads, part: _score(heads, part, chosen, scoring), cast, part)
     of_heads, of_part = pull(gradient)
     return (
-        jax.tree.map(jnp.add, sums[0], _cast(of_heads, heads)),
+        jax.tree.map(jnp.add, sums[0], of_heads),
         jax.lax.dynamic_update_slice_in_dim(sums[1], of_part, i * size, 0),
     )
 
@@ -183,11 +183,8 @@ def _slice(tree, start, size):
   return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), tree)
 
 
-def _cast(tree, like):
-  """The tree in the dtypes of another, or of an array."""
-  like = jax.tree.leaves(like)
-  leaves, structure = jax.tree.flatten(tree)
-  return jax.tree.unflatten(structure, [x.astype(y.dtype) for x, y in zip(leaves, like * len(leaves))])
+def _cast(tree, dtype):
+  return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 def _zeros(x: jax.Array, dtype=None) -> jax.Array:

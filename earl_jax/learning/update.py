@@ -123,7 +123,7 @@ def update_step(
     def micro_batch(i, sums):
       rows = jax.tree.map(lambda x: x[split.rows[i]], batch)
       grads = at_width(lambda rows: grad(params, rows, total), rows, rows.trajectory, scoring.prompt_length)
-      return jax.tree.map(lambda sum, x: sum + x.astype(sum.dtype), sums, grads)
+      return jax.tree.map(jnp.add, sums, grads)  # into float32
 
     _, metrics = jax.eval_shape(loss, state.params, jax.tree.map(lambda x: x[split.rows[0]], batch), total)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, metrics))
