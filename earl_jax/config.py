@@ -113,6 +113,25 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters: the model is frozen, in `config.dtype`, and what is trained beside it is small.
+
+  The expanded head is trained too. Without a change the policy is the frozen model, which is also its reference.
+
+  Attributes:
+    rank: of every adapter; 0 = none, all weights are trained.
+    alpha: what an adapter adds is multiplied by alpha / rank.
+    projections: which of q, k, v, o, gate, up and down have one.
+    adapters: folder of adapters to begin with, as PEFT or `earl_jax.export --adapters` wrote it; '' = new ones.
+  """
+
+  rank: int = 0
+  alpha: float = 32.0
+  projections: tuple[str, ...] = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+  adapters: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices per axis of the mesh; -1 = all that are left.
 
@@ -133,12 +152,14 @@ class Config:
 
   Attributes:
     model: 'embedded', or the folder or hub id of a Hugging Face checkpoint.
-    dtype: of the computation, 'float32' or 'bfloat16'. Weights to be trained and the optimizer's are float32.
+    dtype: of the computation, 'float32' or 'bfloat16'. What is trained is float32, and so is the optimizer's state.
     remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
       'full' (every layer). Each needs less memory than the one before, and more time.
     attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the faster one of those that can be.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
+    worked_example: prompts show one solved problem of their task, called and written as the interface has it, for
+      models too small to find the form of an answer by themselves. The same problem for all interfaces.
     seed: of data, sampling and interventions.
     steps: of the run, at most; each is one batch of rollouts and an update.
     curriculum: stages, in order; the last one lasts.
@@ -156,6 +177,7 @@ class Config:
   attention: str = 'auto'
   interface: str = 'expanded'
   instructions: bool = False
+  worked_example: bool = False
   seed: int = 0
   steps: int = 100
   curriculum: tuple[Stage, ...] = ()
@@ -168,6 +190,7 @@ class Config:
   rollout: RolloutConfig = RolloutConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
+  lora: LoraConfig = LoraConfig()
   mesh: MeshConfig = MeshConfig()
 
 
@@ -276,6 +299,13 @@ def _check(config: Config) -> None:
   require(0 <= a.rewrite_fraction <= 1, 'algorithm.rewrite_fraction', a.rewrite_fraction, 'choose a number from 0 to 1')
   require(a.mini_batches >= 1 and r.prompts % a.mini_batches == 0, 'algorithm.mini_batches', a.mini_batches,
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
+  lora, projections = config.lora, LoraConfig.projections
+  require(lora.rank >= 0, 'lora.rank', lora.rank, 'choose a number from 0 on')
+  require(lora.alpha > 0, 'lora.alpha', lora.alpha, 'choose a number above 0')
+  require(lora.projections and set(lora.projections) <= set(projections), 'lora.projections', lora.projections,
+          f'name some of {", ".join(projections)}')
+  require(len(set(lora.projections)) == len(lora.projections), 'lora.projections', lora.projections, 'name each once')
+  require(lora.rank or not lora.adapters, 'lora.adapters', lora.adapters, 'give config.lora.rank too')
   rows = r.prompts // a.mini_batches * r.group
   require(a.micro_batch >= 1 and rows % a.micro_batch == 0, 'algorithm.micro_batch', a.micro_batch,
           f'choose a divisor of the {rows} rows of a mini-batch')

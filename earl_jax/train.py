@@ -42,9 +42,10 @@ SAMPLES = 8  # trajectories written out at a time
 
 
 class Trained(NamedTuple):
-  """What `train` leaves: the experiment, its state, and whether a signal stopped it before its end."""
+  """What `train` leaves: the experiment, its policy and state, and whether a signal stopped it before its end."""
 
   experiment: Experiment
+  params: policy.Params
   state: TrainState
   stopped: bool
 
@@ -78,7 +79,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         problems = draw(experiment, progress.curriculum.stage, step)
 
         # Rollouts.
-        experience = collect(experiment, state.params, problems, progress)
+        experience = collect(experiment, learner.policy_of(state), problems, progress)
 
         # Learning.
         state, learned = learner.update(state, experience, stage, step)
@@ -91,7 +92,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
           learner.refer_to(state.params)
           keep_reference(workdir, progress.step, state.params)
         if progress.step % config.evaluate_every == 0:
-          solved, measured = evaluate(experiment, state.params)
+          solved, measured = evaluate(experiment, learner.policy_of(state))
           metrics |= measured
           solved &= progress.curriculum.stage + 1 == len(experiment.stages)
           progress = progress._replace(solved=(progress.solved + 1) * solved)
@@ -109,7 +110,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
       checkpointer.save(progress.step, state, progress.to_meta(config))
 
   if not stopped:
-    text = final_table(experiment, state.params, progress.step, workdir)
+    text = final_table(experiment, learner.policy_of(state), progress.step, workdir)
     if progress.stops_early(config):
       text += (
           f'\n\nsolved in {progress.solved} evaluations in a row, {config.steps - progress.step} steps early; '
@@ -119,7 +120,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
     text = f'stopped, {progress.step} of {config.steps} steps saved in {workdir}; the same command goes on from there'
   if jax.process_index() == 0:
     print(text)
-  return Trained(experiment, state, stopped)
+  return Trained(experiment, learner.policy_of(state), state, stopped)
 
 
 def begin_or_resume(

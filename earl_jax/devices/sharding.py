@@ -34,6 +34,21 @@ PARAMETERS = {
     ('gate', 'kernel'): ('embed', 'mlp'),
     ('up', 'kernel'): ('embed', 'mlp'),
     ('down', 'kernel'): ('mlp', 'embed'),
+    # Adapters: as the kernel beside them, their rank whole.
+    ('q', 'a'): ('embed', None),
+    ('k', 'a'): ('embed', None),
+    ('v', 'a'): ('embed', None),
+    ('o', 'a'): ('heads', None, None),
+    ('gate', 'a'): ('embed', None),
+    ('up', 'a'): ('embed', None),
+    ('down', 'a'): ('mlp', None),
+    ('q', 'b'): (None, 'heads', None),
+    ('k', 'b'): (None, 'kv_heads', None),
+    ('v', 'b'): (None, 'kv_heads', None),
+    ('o', 'b'): (None, 'embed'),
+    ('gate', 'b'): (None, 'mlp'),
+    ('up', 'b'): (None, 'mlp'),
+    ('down', 'b'): (None, 'embed'),
 }
 
 

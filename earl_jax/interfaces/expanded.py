@@ -86,6 +86,15 @@ class ExpandedInterface:
         ids += self.route(k) + (self.space.vocab_size + actions).tolist()
     return ids
 
+  def written(self, script: list[int], instance: dict[str, jax.Array], offered: jax.Array) -> list[int]:
+    """The tokens that stand there once a script is carried out, what the environments write among them."""
+    environment, states, tokens = jnp.int32(LANGUAGE), self.reset(instance), []
+    for action in script:
+      effect = self.act(environment, states, offered, jnp.int32(action))
+      environment, states = effect.environment, effect.states
+      tokens += effect.tokens[: effect.length].tolist()
+    return tokens
+
   def reset(self, instance: dict[str, jax.Array]) -> States:
     """Hidden states at the start of an episode; environments with the same `state_type` share one."""
     return {e.state_type.__name__: e.reset(instance) for e in self.environments}

@@ -18,7 +18,13 @@ from earl_jax.learning.batches import at_width, Batch, Split
 
 
 class TrainState(NamedTuple):
-  """What an update changes. `step` int32[] counts optimizer steps."""
+  """What an update changes.
+
+  Attributes:
+    step: int32[], counts optimizer steps.
+    params: those that are trained; see `policy.split`.
+    opt_state: the optimizer's.
+  """
 
   step: jax.Array
   params: policy.Params
@@ -49,8 +55,9 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
 
 
 def abstract_state(params: policy.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """Shapes and shardings of the state; `params` may be shapes too."""
-  shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
+  """Shapes and shardings of the state of a policy; its `params` may be shapes too."""
+  trained, _ = policy.split(params)
+  shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
   return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes,
       tree_shardings(mesh, shapes),
@@ -100,6 +107,7 @@ def update_step(
     state: TrainState,
     batch: Batch,
     split: Split,
+    frozen: policy.Params | None = None,
     *,
     optimizer: optax.GradientTransformation,
     scoring: Scoring,
@@ -108,12 +116,19 @@ def update_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
 
+  Args:
+    frozen: parameters that are not trained, if any; see `policy.split`.
+
   State and batch lie on `mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new state does again.
 
   Returns:
     the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
   """
-  loss = functools.partial(loss_and_metrics, scoring=scoring, config=config)
+  frozen = frozen or {}
+
+  def loss(params: policy.Params, batch: Batch, total: jax.Array):
+    return loss_and_metrics(frozen | params, batch, total, scoring=scoring, config=config)
+
   grad = jax.grad(loss, has_aux=True)
 
   def mini_batch(state: TrainState, split: Split):

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from earl_jax.config import UserError
+from earl_jax.model import gguf
 from earl_jax.model.transformer import ModelConfig, RopeScaling
 
 __all__ = ['config_fields', 'FAMILIES', 'read_config']
@@ -41,11 +42,13 @@ SIZES = (
 
 
 def read_config(folder: str | pathlib.Path) -> ModelConfig:
-  """Shape of the checkpoint in `folder`.
+  """Shape of the checkpoint in `folder`, or of a GGUF file.
 
   Raises:
     UserError: config.json missing or unreadable, a size missing or impossible, or a model that the decoder cannot be.
   """
+  if gguf.is_gguf(folder):
+    return _model_config(gguf.config_fields(folder), f'model {str(folder)!r}: its configuration')
   path = pathlib.Path(folder) / 'config.json'
   where = f'model {str(folder)!r}: config.json'
   try:
@@ -56,6 +59,11 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
     raise UserError(f'{where} is no valid JSON ({error}); copy it again') from None
   if not isinstance(fields, dict):
     raise UserError(f'{where} holds a {type(fields).__name__}, expected an object; copy it again')
+  return _model_config(fields, where)
+
+
+def _model_config(fields: dict[str, Any], where: str) -> ModelConfig:
+  """The model of which config.json, or what stands for it, has these fields."""
 
   def require(name, value, supported):
     if value not in supported:

@@ -14,12 +14,13 @@ from typing import Any
 from flax import traverse_util
 import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from earl_jax.config import UserError
-from earl_jax.model import transformer
+from earl_jax.model import gguf, transformer
 from earl_jax.model.families import config_fields, read_config
 from earl_jax.model.transformer import ModelConfig
 
@@ -57,16 +58,17 @@ UNUSED = ('lm_head.weight', '.rotary_emb.inv_freq')  # endings of what may be th
 
 
 def locate(model: str | pathlib.Path) -> pathlib.Path:
-  """The folder of a checkpoint: `model` itself, or where the hub's model of that id is kept after a download.
+  """The folder of a checkpoint, or a GGUF file: `model`, or where the hub's model of that id is kept once fetched.
 
   Only configuration, tokenizer and safetensors are fetched; nothing that would be executed.
 
   Raises:
     UserError: neither a folder nor the id of a model on the hub, or the hub cannot be reached.
   """
-  if pathlib.Path(model).is_dir():
-    return pathlib.Path(model)
-  where = f'model {str(model)!r}: no such folder'
+  path = pathlib.Path(model)
+  if path.is_dir() or (gguf.is_gguf(path) and path.is_file()):
+    return path
+  where = f'model {str(model)!r}: no such folder or GGUF file'
   try:
     huggingface_hub.utils.validate_repo_id(str(model))
     known = str(model).count('/') == 1
@@ -89,7 +91,9 @@ def locate(model: str | pathlib.Path) -> pathlib.Path:
     ) from None
 
 
-def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict | None = None) -> dict:
+def load_params(
+    folder: str | pathlib.Path, config: ModelConfig, shardings: dict | None = None, dtype: str = 'float32'
+) -> dict:
   """Reads the weights, one file or several, into the tree of `transformer.init_params`.
 
   Everything is checked before anything is read. Of a tensor, only what belongs to a shard is read, a piece at a time:
@@ -97,9 +101,10 @@ def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict
 
   Args:
     shardings: a tree like that of the parameters, see `sharding.tree_shardings`.
+    dtype: of kernels and embeddings; norms and biases are float32.
 
   Returns:
-    float32 arrays: on the devices of their shardings, or NumPy arrays where there are none.
+    arrays: on the devices of their shardings, or NumPy arrays where there are none.
 
   Raises:
     UserError: a file or tensor is missing or corrupt, has another shape than config.json says or no place in the model.
@@ -113,12 +118,13 @@ def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict
   def leaf(path: tuple[str, ...], shape: tuple[int, ...]):
     def read(index: tuple[slice, ...]) -> np.ndarray:
       index = [slice(*s.indices(size)) for s, size in zip(index, shape)]
-      out = np.empty([s.stop - s.start for s in index], np.float32)
+      kind = np.float32 if path[-1] in ('scale', 'bias') else jnp.dtype(dtype)
+      out = np.empty([s.stop - s.start for s in index], kind)
       stacked = path[0] == 'layers'
       for at, layer in enumerate(range(shape[0])[index[0]] if stacked else [None]):
         name, there, here = _source(path, layer)
         part, cut = (out[at], index[1:]) if stacked else (out, index)
-        _read(folder / files[name], name, sizes=_axis_sizes(config), there=there, here=here, index=cut, out=part)
+        _read(files[name], name, sizes=_axis_sizes(config), there=there, here=here, index=cut, out=part)
       return out
 
     return read([slice(None)] * len(shape)) if places is None else _place(shape, places[path], read)
@@ -261,7 +267,7 @@ def _axis_sizes(config: ModelConfig) -> dict[str, int]:
   )
 
 
-def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, shapes: dict) -> None:
+def _check(folder: pathlib.Path, files: dict[str, pathlib.Path], config: ModelConfig, shapes: dict) -> None:
   """Raises UserError unless the files hold the tensors of the model in their shapes, and no others."""
   where, sizes, opened = f'model {str(folder)!r}', _axis_sizes(config), functools.cache(_open)
   unknown = set(files)
@@ -272,7 +278,7 @@ def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, sha
         hint = 'if it shares the embedding, set tie_word_embeddings' if name == 'lm_head.weight' else 'copy it again'
         raise UserError(f'{where}: config.json asks for tensor {name!r}, which the weights lack; {hint}')
       try:
-        tensor = opened(folder / files[name]).get_slice(name)
+        tensor = opened(files[name]).get_slice(name)
       except SafetensorError as error:
         raise UserError(f'{where}: tensor {name!r}: {error}; copy weights and index again') from None
       shape, expected = tuple(tensor.get_shape()), tuple(math.prod(sizes[a] for a in g) for g in there.split())
@@ -294,19 +300,23 @@ def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, sha
     )
 
 
-def _files(folder: pathlib.Path) -> dict[str, str]:
-  """The name of the file that holds each tensor."""
-  if (folder / WEIGHTS).is_file():
-    return dict.fromkeys(_open(folder / WEIGHTS).keys(), WEIGHTS)
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The file that holds each tensor."""
+  whole = folder if gguf.is_gguf(folder) else folder / WEIGHTS
+  if whole.is_file():
+    return dict.fromkeys(_open(whole).keys(), whole)
   try:
-    return {name: str(file) for name, file in json.loads((folder / INDEX).read_text('utf-8'))['weight_map'].items()}
+    listed = json.loads((folder / INDEX).read_text('utf-8'))['weight_map']
+    return {name: folder / str(file) for name, file in listed.items()}
   except OSError:
     raise UserError(f'model {str(folder)!r}: {WEIGHTS} is missing; give the folder of a whole checkpoint') from None
   except (ValueError, KeyError, TypeError, AttributeError):
     raise UserError(f'model {str(folder)!r}: {INDEX} cannot be read; copy it again') from None
 
 
-def _open(path: pathlib.Path) -> safe_open:
+def _open(path: pathlib.Path) -> safe_open | gguf.File:
+  if gguf.is_gguf(path):
+    return gguf.open_file(path)
   try:
     return safe_open(path, framework='numpy')
   except FileNotFoundError:

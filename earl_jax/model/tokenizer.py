@@ -6,15 +6,20 @@ import jinja2
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
+from earl_jax.model import gguf
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
-  """Loads a Hugging Face tokenizer folder (tokenizer.json, tokenizer_config.json). Runs no code from the folder.
+  """Loads a Hugging Face tokenizer folder (tokenizer.json, tokenizer_config.json), or that of a GGUF file.
+
+  Runs no code from the folder.
 
   Raises:
     UserError: files missing or unreadable, or no end-of-sequence token.
   """
   folder = pathlib.Path(folder)
+  if gguf.is_gguf(folder):
+    return _with_end(gguf.tokenizer_of(folder), folder)
   for name in ('tokenizer.json', 'tokenizer_config.json'):
     if not (folder / name).is_file():
       raise UserError(f'tokenizer {str(folder)!r}: {name} is missing; give the folder of a Hugging Face checkpoint')
@@ -23,6 +28,10 @@ def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
   except Exception as error:  # the Rust parser raises bare Exceptions
     reason = (str(error) or type(error).__name__).splitlines()[0]
     raise UserError(f'tokenizer {str(folder)!r} cannot be read ({reason}); copy its files again') from None
+  return _with_end(tokenizer, folder)
+
+
+def _with_end(tokenizer: PreTrainedTokenizerFast, folder: pathlib.Path) -> PreTrainedTokenizerFast:
   if tokenizer.eos_token_id is None:
     raise UserError(f'tokenizer {str(folder)!r}: no eos_token in tokenizer_config.json; name one')
   return tokenizer

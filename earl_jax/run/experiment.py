@@ -23,15 +23,16 @@ from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
 from earl_jax.learning.batches import rows_per_prompt
-from earl_jax.model import attention, hf, transformer
+from earl_jax.model import attention, hf, lora, peft, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
-from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
+from earl_jax.tasks.base import Call, environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
 MIN_ROWS = 32
 LONG = 256  # slots of a response from which on the cache grows once
+EXAMPLES_TRIED = 100  # for one that calls an environment
 INTERFACES = {'expanded': ExpandedInterface, 'tagged': TaggedInterface}
 EMBEDDED = pathlib.Path(__file__).parents[1] / 'base_model' / 'checkpoint'
 
@@ -137,8 +138,12 @@ class Experiment:
 
   def prompt(self, task: Task, example: Example) -> list[int]:
     """The token ids of one problem."""
-    told = self.interface.instructions(_offered_names(task)) if self.config.instructions else ''
-    return _cached_prompt(self.tokenizer, f'{example.system} {told}'.strip(), example.user, task.assistant_start)
+    told = [example.system]
+    if self.config.instructions:
+      told.append(self.interface.instructions(_offered_names(task)))
+    if self.config.worked_example:
+      told.append(_worked_example(self, task))
+    return _cached_prompt(self.tokenizer, ' '.join(filter(None, told)), example.user, task.assistant_start)
 
   def rollout(
       self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array,
@@ -235,6 +240,27 @@ class Experiment:
 _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
 
 
+@functools.lru_cache(maxsize=100)
+def _worked_example(experiment: Experiment, task: Task) -> str:
+  """A problem of split 'train' and its solution: the first that calls an environment, where some are offered.
+
+  Raises:
+    UserError: the task has no demonstrations.
+  """
+  seed = experiment.config.seed
+  for index in range(EXAMPLES_TRIED):
+    steps = task.demonstration(seed, 'train', index, 0)
+    if not task.environments or any(isinstance(step, Call) for step in steps):
+      break
+  example, encode = task.example(seed, 'train', index), functools.partial(tokenizer_lib.encode, experiment.tokenizer)
+  fields = experiment.instance_fields(experiment.first_examples | {task.label: example})
+  instance = {key: example.instance.get(key, np.zeros_like(value)) for key, value in fields.items()}
+  script = experiment.interface.script(steps, encode)
+  tokens = experiment.interface.written(script, instance, experiment.offered([task])[0])
+  answer = task.assistant_start + experiment.tokenizer.decode(tokens)
+  return f'For example, to "{example.user}" you answer: {answer}'
+
+
 @functools.cache
 def _offered_names(task: Task) -> tuple[str, ...]:
   return tuple(environment.spec.name for environment in environments_of(task))
@@ -259,9 +285,11 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
     UserError: see the functions called.
   """
   tokenizer = tokenizer_lib.load_tokenizer(folder)
-  model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
-  kernel = attention.kernel(config.attention, config.dtype, model.head_dim)
-  model = dataclasses.replace(model, attention=kernel)
+  model = hf.read_config(folder)
+  model = dataclasses.replace(
+      model, dtype=config.dtype, remat=config.remat, adapter_scale=lora.scale(config.lora),
+      attention=attention.kernel(config.attention, config.dtype, model.head_dim),
+  )
   if model.vocab_size < len(tokenizer):
     raise UserError(
         f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '
@@ -331,13 +359,19 @@ def set_up(config: Config) -> tuple[Experiment, policy.Params]:
 
 def _first_params(experiment: Experiment, folder: pathlib.Path) -> policy.Params:
   """The checkpoint's parameters, and its expanded head where it comes from a run with the same actions."""
-  mesh, model, interface = experiment.mesh, experiment.model, experiment.interface
+  mesh, model, interface, lora_config = experiment.mesh, experiment.model, experiment.interface, experiment.config.lora
   shapes = jax.eval_shape(functools.partial(transformer.init_params, model), jax.random.key(0))
-  weights = hf.load_params(folder, model, sharding.tree_shardings(mesh, shapes))
+  dtype = model.dtype if lora_config.rank else 'float32'
+  weights = hf.load_params(folder, model, sharding.tree_shardings(mesh, shapes), dtype)
   params = policy.init_params(weights, interface.space, interface.tied)
+  if lora_config.rank:
+    params['adapters'] = lora.init_adapters(weights['layers'], lora_config, experiment.config.seed)
+    if lora_config.adapters:
+      folder = lora_config.adapters
+      params['adapters'] = peft.read_adapters(folder, params['adapters'], lora_config)
   described = expanded_head.manifest(interface, experiment.config.interface)
   shape = params['expanded_head'].shape if 'expanded_head' in params else None
-  trained = expanded_head.read(folder, described, shape)
+  trained = expanded_head.read(pathlib.Path(folder), described, shape)
   if trained is not None:
     params['expanded_head'] = trained
   return jax.device_put(params, sharding.tree_shardings(mesh, params))

@@ -30,4 +30,5 @@ def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy
   if restored is None:
     raise UserError(f'--workdir={workdir}: no checkpoint there yet; train longer, or give another workdir')
   step, state, _ = restored
-  return experiment, state.params, step
+  _, frozen = policy.split(params)
+  return experiment, frozen | state.params, step
