@@ -27,6 +27,8 @@ from earl_jax.model import attention, hf, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
+from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts
+from earl_jax.run.instances import instance_fields
 from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
@@ -119,16 +121,12 @@ class Experiment:
     first = {task.label: examples[row] for row, task in reversed(list(enumerate(tasks)))}
     instance = {
         key: np.zeros((len(examples), *value.shape), value.dtype)
-        for key, value in self.instance_fields(self.first_examples | first).items()
+        for key, value in instance_fields(self.first_examples | first).items()
     }
     for row in processes.held_rows(self.rows, len(examples)):
       task, example = tasks[row], examples[row]
       ids = self.prompt(task, example)
-      if len(ids) > length:
-        raise UserError(
-            f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; '
-            'choose at least that'
-        )
+      check_prompt(self.config, task.label, len(ids))
       start[row] = length - len(ids)
       tokens[row, start[row]:] = ids
       for key, value in example.instance.items():
@@ -139,6 +137,12 @@ class Experiment:
     """The token ids of one problem."""
     told = self.interface.instructions(_offered_names(task)) if self.config.instructions else ''
     return _cached_prompt(self.tokenizer, f'{example.system} {told}'.strip(), example.user, task.assistant_start)
+
+  def check_problems(self) -> None:
+    """Raises UserError where problems of some stage cannot be carried out, see `checks`."""
+    check_prompts(self.config, self.stages, self.prompt)
+    encode = functools.partial(tokenizer_lib.encode, self.tokenizer)
+    check_demonstrations(self.config, self.stages, self.interface, encode, self.first_examples)
 
   def rollout(
       self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array,
@@ -211,25 +215,6 @@ class Experiment:
     """
     return {task.label: task.example(self.config.seed, 'train', 0) for task in self.tasks}
 
-  def instance_fields(self, examples: dict[str, Example]) -> dict[str, np.ndarray]:
-    """Key -> a value of its shape, of these examples by the label of their task.
-
-    Raises:
-      UserError: two tasks give a key in different shapes.
-    """
-    fields, givers = {}, {}
-    for label, example in examples.items():
-      for key, value in example.instance.items():
-        value = np.asarray(value)
-        known = fields.setdefault(key, value)
-        if (known.shape, known.dtype) != (value.shape, value.dtype):
-          raise UserError(
-              f'instance key {key!r}: task {givers[key]} gives {known.dtype}{list(known.shape)}, task {label} '
-              f'{value.dtype}{list(value.shape)}; rename one of the two'
-          )
-        givers.setdefault(key, label)
-    return fields
-
 
 # Chat templates are slow, and a small task asks the same few questions again and again.
 _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
@@ -262,6 +247,12 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
   kernel = attention.kernel(config.attention, config.dtype, model.head_dim)
   model = dataclasses.replace(model, attention=kernel)
+  slots, positions = config.rollout.prompt_length + config.rollout.response_length, model.max_position_embeddings
+  if slots > positions:
+    raise UserError(
+        f'config.rollout: prompt_length + response_length = {slots}, but the model was made for {positions} positions; '
+        'choose less'
+    )
   if model.vocab_size < len(tokenizer):
     raise UserError(
         f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '
@@ -277,7 +268,7 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   experiment = Experiment(
       config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages
   )
-  _check_instances(experiment)
+  check_instances(experiment.first_examples, experiment.tasks, interface)
   return experiment
 
 
@@ -299,33 +290,19 @@ def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:
   return list(found.values())
 
 
-def _check_instances(experiment: Experiment) -> None:
-  """Raises UserError where an environment finds no key that it needs in the instances of a task that offers it.
-
-  Or where two tasks give a key in different shapes.
-  """
-  experiment.instance_fields(experiment.first_examples)
-  environments = {e.spec.name: e for e in experiment.interface.environments}
-  for task in experiment.tasks:
-    instance = experiment.first_examples[task.label].instance
-    for name in _offered_names(task):
-      try:
-        jax.eval_shape(environments[name].reset, instance)
-      except KeyError as error:
-        raise UserError(
-            f'task {task.label}: its instance has no {error.args[0]!r}, which the environment {name!r} needs; it has '
-            f'{", ".join(instance) or "nothing"}'
-        ) from None
-
-
-def set_up(config: Config) -> tuple[Experiment, policy.Params]:
+def set_up(config: Config, begins: bool = True) -> tuple[Experiment, policy.Params]:
   """Builds everything a run needs, and its first parameters, placed on the mesh.
+
+  Args:
+    begins: the run is to be carried out, and not only read: the problems of all its stages are looked at first.
 
   Raises:
     UserError: see the functions called.
   """
   folder = model_folder(config)
   experiment = prepare(config, folder, sharding.make_mesh(config.mesh))
+  if begins:
+    experiment.check_problems()
   return experiment, _first_params(experiment, folder)
 
 
