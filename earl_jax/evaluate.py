@@ -9,12 +9,12 @@ numbers also go to evaluation.json in the workdir. The newest checkpoint is used
 """
 
 import dataclasses
-import pathlib
 import sys
 
 from absl import flags
 
 from earl_jax.config import UserError
+from earl_jax.config.paths import local_path
 from earl_jax.run import cli, measure
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.saved import load
@@ -42,17 +42,29 @@ def find_tasks(experiment: Experiment, names: list[str]) -> list[Task]:
   return list(found.values())
 
 
-def with_room(experiment: Experiment, tasks: list[Task], samples: int, response_length: int) -> Experiment:
-  """The experiment with prompts as long as `tasks` need and responses of `response_length` slots."""
+def with_room(experiment: Experiment, tasks: list[Task], samples: int, response_length: int | None) -> Experiment:
+  """The experiment with prompts as long as `tasks` need, what the run tells in them included.
+
+  Args:
+    response_length: slots of a response; None = twice the run's, where the model has positions for that.
+
+  Raises:
+    UserError: the model has not as many positions.
+  """
   longest = max(
       len(experiment.prompt(task, example)) for task in tasks for temperature in (0.0, 1.0)
       for example in measure.problems_of(experiment, task, samples, temperature)[0]
   )
-  rollout = dataclasses.replace(
-      experiment.config.rollout,
-      prompt_length=max(longest, experiment.config.rollout.prompt_length), response_length=response_length,
-  )
-  return dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, rollout=rollout))
+  config, positions = experiment.config, experiment.model.max_position_embeddings
+  prompt_length = max(longest, config.rollout.prompt_length)
+  response_length = response_length or max(1, min(2 * config.rollout.response_length, positions - prompt_length))
+  if prompt_length + response_length > positions:
+    raise UserError(
+        f'--response_length={response_length}: with prompts of {prompt_length} tokens that is beyond the {positions} '
+        'positions the model was made for; choose less, or leave out the tasks with the longest prompts'
+    )
+  rollout = dataclasses.replace(config.rollout, prompt_length=prompt_length, response_length=response_length)
+  return dataclasses.replace(experiment, config=dataclasses.replace(config, rollout=rollout))
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -62,7 +74,9 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
       'tasks', [], "Task labels, such as sort4,sort5, or paths, such as my_module:MyTask; the run's own by default.",
       flag_values=values,
   )
-  flags.DEFINE_integer('samples', 256, 'Held-out problems per task, where problems are drawn.', 1, flag_values=values)
+  flags.DEFINE_integer(
+      'samples', 256, 'Held-out problems per task, where problems are drawn.', 1, 10**6, flag_values=values
+  )
   flags.DEFINE_integer(
       'response_length', None, "Slots of a response; twice the run's by default, which leaves room for more items.", 1,
       flag_values=values,
@@ -70,13 +84,12 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  workdir = pathlib.Path(values.workdir)
+  workdir = local_path(values.workdir, '--workdir')
   config = read_config(workdir)
   cli.prepare_jax(config)
   experiment, params, step = load(workdir, config)
   tasks = find_tasks(experiment, values.tasks)
-  response_length = values.response_length or 2 * config.rollout.response_length
-  experiment = with_room(experiment, tasks, values.samples, response_length)
+  experiment = with_room(experiment, tasks, values.samples, values.response_length)
   results = measure.evaluate_policy(experiment, params, tasks, samples=values.samples)
   sampling = measure.evaluate_policy(
       experiment, params, tasks, samples=values.samples, temperature=config.rollout.temperature

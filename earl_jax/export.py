@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from earl_jax.acting import policy
 from earl_jax.config import UserError
+from earl_jax.config.paths import local_path
 from earl_jax.model import hf, peft
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli, expanded_head
@@ -71,7 +72,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  workdir, out = pathlib.Path(values.workdir), pathlib.Path(values.out)
+  workdir, out = local_path(values.workdir, '--workdir'), local_path(values.out, '--out')
   config = read_config(workdir)
   cli.prepare_jax(config)
   experiment, params, step = load(workdir, config)

@@ -21,7 +21,7 @@ from typing import Any
 
 from earl_jax.config import UserError
 
-__all__ = ['available', 'find', 'look_in', 'sources']
+__all__ = ['available', 'find', 'look_in', 'sources', 'told']
 
 
 def find(named: str | type, base: type, name_of: Callable[[type], str]) -> type:
@@ -93,13 +93,13 @@ def _load(path: str, where: str, own: dict[str, type]) -> ModuleType:
           f'{where} not found; known: {", ".join(sorted(own))}. Your own modules are found beside the config '
           'file, in the folder you start from, and on PYTHONPATH'
       ) from None
-    raise UserError(f'{where}: {path} cannot be imported: {_told(error)}') from error
+    raise UserError(f'{where}: {path} cannot be imported: {told(error)}') from error
   except Exception as error:  # a module is a program: it can raise anything
-    raise UserError(f'{where}: {path} cannot be imported: {_told(error)}') from error
+    raise UserError(f'{where}: {path} cannot be imported: {told(error)}') from error
 
 
-def _told(error: Exception) -> str:
-  """What went wrong, with the last line of code it went through."""
+def told(error: Exception) -> str:
+  """What went wrong in somebody's program, with the last line of code it went through."""
   if isinstance(error, SyntaxError):
     return f'{error.filename}, line {error.lineno}: {error.msg}'
   text = ' '.join(str(error).split())

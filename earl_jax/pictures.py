@@ -6,13 +6,13 @@ draws the run's learning curve and, from its newest checkpoint, one greedy episo
 Needs matplotlib: `pip install 'earl_jax[plot]'`. Backgrounds are transparent, for white and for black pages.
 """
 
-import pathlib
 import sys
 
 from absl import flags
 import jax
 import numpy as np
 
+from earl_jax.config.paths import local_path
 from earl_jax.run import cli
 from earl_jax.run.curves import learning_curve
 from earl_jax.run.episodes import draw_episode
@@ -27,8 +27,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  workdir = pathlib.Path(values.workdir)
-  out = pathlib.Path(values.out or workdir / 'pictures')
+  workdir = local_path(values.workdir, '--workdir')
+  out = local_path(values.out or workdir / 'pictures', '--out')
   config = read_config(workdir)
   learning_curve({workdir.name: [workdir]}, out / 'learning_curve.png')
   cli.prepare_jax(config)

@@ -253,7 +253,9 @@ def main(values: flags.FlagValues) -> None:
   mesh = abstract_mesh(config.mesh, values.devices)
   check_mesh(config, mesh)
   one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
-  print(table(make(prepare(config, model_folder(config), one), mesh), config, values.devices))
+  experiment = prepare(config, model_folder(config), one)
+  experiment.check_problems()
+  print(table(make(experiment, mesh), config, values.devices))
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ import numpy as np
 
 from earl_jax.acting import policy
 from earl_jax.config import Config
+from earl_jax.config.paths import local_path
 from earl_jax.devices import processes, rows, sharding
 from earl_jax.learning.update import TrainState
 from earl_jax.run import cli, measure
@@ -60,6 +61,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
   Raises:
     UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
   """
+  workdir = local_path(workdir, 'workdir')
   experiment, params = set_up(config)
   claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
   learner = Learner(experiment, params)
@@ -193,7 +195,7 @@ def main(values: flags.FlagValues) -> int:
   cli.prepare_jax(config)
   if values.distributed:
     processes.join()
-  trained = train(config, pathlib.Path(values.workdir or pathlib.Path('runs', path.stem)))
+  trained = train(config, values.workdir or pathlib.Path('runs', path.stem))
   return os.EX_TEMPFAIL if trained.stopped and values.distributed else 0
 
 

@@ -102,7 +102,7 @@ def loss_and_metrics(
   return loss, {'loss': loss} | metrics
 
 
-@functools.partial(jax.jit, static_argnames=('optimizer', 'scoring', 'config', 'mesh'), donate_argnames='state')
+@functools.partial(jax.jit, static_argnames=('optimizer', 'scoring', 'config'), donate_argnames='state')
 def update_step(
     state: TrainState,
     batch: Batch,
@@ -112,14 +112,14 @@ def update_step(
     optimizer: optax.GradientTransformation,
     scoring: Scoring,
     config: AlgorithmConfig,
-    mesh: Mesh,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
 
+  State and batch lie on the mesh of `jax.set_mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new
+  state does again.
+
   Args:
     frozen: parameters that are not trained, if any; see `policy.split`.
-
-  State and batch lie on `mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new state does again.
 
   Returns:
     the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
@@ -147,6 +147,7 @@ def update_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
+  mesh = jax.sharding.get_abstract_mesh()
   shardings = tree_shardings(mesh, state)
   batch = jax.lax.with_sharding_constraint(batch, by_row(mesh))
   state, metrics = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), split)

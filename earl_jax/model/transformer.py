@@ -10,7 +10,7 @@ V vocabulary rows.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -150,7 +150,7 @@ class Block(nn.Module):
     # What is computed again leaves the prompt out: it would be kept once more, as an input.
     remat = REMAT[self.config.remat]
     q, k, v = remat(_project)(self, x, adapters, rotation)
-    return remat(_attend)(self, x, (q, k, v), adapters, prompt, seen), KeysValues(k, v)
+    return remat(_attend)(self, x, (q, k, v), adapters, (prompt, seen)), KeysValues(k, v)
 
   def dense(self, x, features, name, adapters, *, inputs=1, use_bias=False):
     """The last `inputs` axes of x through the kernel of that name, and through the adapter beside it, if any."""
@@ -176,9 +176,9 @@ def _project(block: Block, x, adapters, rotation: Rotation):
   return tuple(constrain(y, 'rows', None, axis) for y, axis in zip(qkv, heads))
 
 
-def _attend(block: Block, x, qkv, adapters, prompt: KeysValues | None, seen):
+def _attend(block: Block, x, qkv, adapters, context: tuple[KeysValues | None, Any]):
   """x [B, S, D] after attention of q [B, S, N, H] to prompt and k, v [B, S, K, H], and after the feed-forward part."""
-  c, (q, k, v) = block.config, qkv
+  c, (q, k, v), (prompt, seen) = block.config, qkv, context
   if c.attention == 'cudnn':
     if prompt is not None:
       k, v = (jnp.concatenate([jnp.repeat(a, len(x) // len(a), axis=0), b], axis=1) for a, b in zip(prompt, (k, v)))

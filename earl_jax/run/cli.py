@@ -14,9 +14,12 @@ from ml_collections import config_flags
 
 from earl_jax import config as config_lib
 from earl_jax import finder
-from earl_jax.config import Config, UserError
+from earl_jax.config import Config, fields, UserError
 
 __all__ = ['define_config', 'prepare_jax', 'read_config', 'start']
+
+
+MOST_DEVICES = 256  # that a CPU pretends to have
 
 
 def start(
@@ -32,7 +35,7 @@ def start(
     argv: program name and arguments; those of the process by default.
   """
   logging.set_verbosity(logging.WARNING)
-  argv = list(sys.argv if argv is None else argv)
+  argv = [_at_home(argument) for argument in (sys.argv if argv is None else argv)]
   values = flags.FlagValues()
   try:
     for argument in argv[1:]:  # first of all: a config file that is a flag's default is changed by them at once
@@ -41,6 +44,9 @@ def start(
     flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
     if {'--help', '-help', '-h'} & set(argv[1:]):
       print(f'{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}')
+      if 'config' in values:
+        print('\nFields of the config, as they are by default, and what they may be:')
+        print('\n'.join(fields.describe(Config(), '  --config')))
       return 0
     _parse(values, argv)
     return main(values) or 0
@@ -106,6 +112,12 @@ def _describe(error: BaseException, argv: list[str]) -> str:
   return _one_line(error) if isinstance(error, flags.Error) else f'{flag}: {_one_line(error)}'
 
 
+def _at_home(argument: str) -> str:
+  """--config=~/… with the user's home: the shell leaves it, for it stands within a word."""
+  flag, equals, value = argument.partition('=')
+  return f'{flag}={os.path.expanduser(value)}' if flag.lstrip('-') == 'config' and equals else argument
+
+
 def _config_path(argv: Sequence[str]) -> str:
   """The file that --config names, without what comes after the colon; '' if there is none."""
   values = [argument.partition('=')[2] for argument in argv if argument.lstrip('-').startswith('config=')]
@@ -152,6 +164,7 @@ def prepare_jax(config: Config) -> None:
   """
   if 'XLA_FLAGS' not in os.environ:
     asked = math.prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size > 0)
+    asked = min(asked, MOST_DEVICES)  # more are refused when the mesh is made
     os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={asked}'
   if jax.config.jax_compilation_cache_dir is None:
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')

@@ -27,12 +27,14 @@ from earl_jax.model import attention, hf, lora, peft, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
-from earl_jax.tasks.base import Call, environments_of, Example, make_task, Outcome, Task
+from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts
+from earl_jax.run.instances import instance_fields
+from earl_jax.run.worked_example import worked_example
+from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
 MIN_ROWS = 32
 LONG = 256  # slots of a response from which on the cache grows once
-EXAMPLES_TRIED = 100  # for one that calls an environment
 INTERFACES = {'expanded': ExpandedInterface, 'tagged': TaggedInterface}
 EMBEDDED = pathlib.Path(__file__).parents[1] / 'base_model' / 'checkpoint'
 
@@ -120,16 +122,12 @@ class Experiment:
     first = {task.label: examples[row] for row, task in reversed(list(enumerate(tasks)))}
     instance = {
         key: np.zeros((len(examples), *value.shape), value.dtype)
-        for key, value in self.instance_fields(self.first_examples | first).items()
+        for key, value in instance_fields(self.first_examples | first).items()
     }
     for row in processes.held_rows(self.rows, len(examples)):
       task, example = tasks[row], examples[row]
       ids = self.prompt(task, example)
-      if len(ids) > length:
-        raise UserError(
-            f'config.rollout.prompt_length={length}: a prompt of {task.label} has {len(ids)} tokens; '
-            'choose at least that'
-        )
+      check_prompt(self.config, task.label, len(ids))
       start[row] = length - len(ids)
       tokens[row, start[row]:] = ids
       for key, value in example.instance.items():
@@ -144,6 +142,12 @@ class Experiment:
     if self.config.worked_example:
       told.append(_worked_example(self, task))
     return _cached_prompt(self.tokenizer, ' '.join(filter(None, told)), example.user, task.assistant_start)
+
+  def check_problems(self) -> None:
+    """Raises UserError where problems of some stage cannot be carried out, see `checks`."""
+    check_prompts(self.config, self.stages, self.prompt)
+    encode = functools.partial(tokenizer_lib.encode, self.tokenizer)
+    check_demonstrations(self.config, self.stages, self.interface, encode, self.first_examples)
 
   def rollout(
       self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array,
@@ -216,25 +220,6 @@ class Experiment:
     """
     return {task.label: task.example(self.config.seed, 'train', 0) for task in self.tasks}
 
-  def instance_fields(self, examples: dict[str, Example]) -> dict[str, np.ndarray]:
-    """Key -> a value of its shape, of these examples by the label of their task.
-
-    Raises:
-      UserError: two tasks give a key in different shapes.
-    """
-    fields, givers = {}, {}
-    for label, example in examples.items():
-      for key, value in example.instance.items():
-        value = np.asarray(value)
-        known = fields.setdefault(key, value)
-        if (known.shape, known.dtype) != (value.shape, value.dtype):
-          raise UserError(
-              f'instance key {key!r}: task {givers[key]} gives {known.dtype}{list(known.shape)}, task {label} '
-              f'{value.dtype}{list(value.shape)}; rename one of the two'
-          )
-        givers.setdefault(key, label)
-    return fields
-
 
 # Chat templates are slow, and a small task asks the same few questions again and again.
 _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
@@ -242,23 +227,9 @@ _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
 
 @functools.lru_cache(maxsize=100)
 def _worked_example(experiment: Experiment, task: Task) -> str:
-  """A problem of split 'train' and its solution: the first that calls an environment, where some are offered.
-
-  Raises:
-    UserError: the task has no demonstrations.
-  """
-  seed = experiment.config.seed
-  for index in range(EXAMPLES_TRIED):
-    steps = task.demonstration(seed, 'train', index, 0)
-    if not task.environments or any(isinstance(step, Call) for step in steps):
-      break
-  example, encode = task.example(seed, 'train', index), functools.partial(tokenizer_lib.encode, experiment.tokenizer)
-  fields = experiment.instance_fields(experiment.first_examples | {task.label: example})
-  instance = {key: example.instance.get(key, np.zeros_like(value)) for key, value in fields.items()}
-  script = experiment.interface.script(steps, encode)
-  tokens = experiment.interface.written(script, instance, experiment.offered([task])[0])
-  answer = task.assistant_start + experiment.tokenizer.decode(tokens)
-  return f'For example, to "{example.user}" you answer: {answer}'
+  return worked_example(
+      task, experiment.config.seed, experiment.first_examples, experiment.interface, experiment.tokenizer
+  )
 
 
 @functools.cache
@@ -290,6 +261,12 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
       model, dtype=config.dtype, remat=config.remat, adapter_scale=lora.scale(config.lora),
       attention=attention.kernel(config.attention, config.dtype, model.head_dim),
   )
+  slots, positions = config.rollout.prompt_length + config.rollout.response_length, model.max_position_embeddings
+  if slots > positions:
+    raise UserError(
+        f'config.rollout: prompt_length + response_length = {slots}, but the model was made for {positions} positions; '
+        'choose less'
+    )
   if model.vocab_size < len(tokenizer):
     raise UserError(
         f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '
@@ -305,7 +282,7 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   experiment = Experiment(
       config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages
   )
-  _check_instances(experiment)
+  check_instances(experiment.first_examples, experiment.tasks, interface)
   return experiment
 
 
@@ -327,33 +304,19 @@ def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:
   return list(found.values())
 
 
-def _check_instances(experiment: Experiment) -> None:
-  """Raises UserError where an environment finds no key that it needs in the instances of a task that offers it.
-
-  Or where two tasks give a key in different shapes.
-  """
-  experiment.instance_fields(experiment.first_examples)
-  environments = {e.spec.name: e for e in experiment.interface.environments}
-  for task in experiment.tasks:
-    instance = experiment.first_examples[task.label].instance
-    for name in _offered_names(task):
-      try:
-        jax.eval_shape(environments[name].reset, instance)
-      except KeyError as error:
-        raise UserError(
-            f'task {task.label}: its instance has no {error.args[0]!r}, which the environment {name!r} needs; it has '
-            f'{", ".join(instance) or "nothing"}'
-        ) from None
-
-
-def set_up(config: Config) -> tuple[Experiment, policy.Params]:
+def set_up(config: Config, begins: bool = True) -> tuple[Experiment, policy.Params]:
   """Builds everything a run needs, and its first parameters, placed on the mesh.
+
+  Args:
+    begins: the run is to be carried out, and not only read: the problems of all its stages are looked at first.
 
   Raises:
     UserError: see the functions called.
   """
   folder = model_folder(config)
   experiment = prepare(config, folder, sharding.make_mesh(config.mesh))
+  if begins:
+    experiment.check_problems()
   return experiment, _first_params(experiment, folder)
 
 

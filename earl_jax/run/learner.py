@@ -86,9 +86,7 @@ class Learner:
   @property
   def _updating(self) -> dict:
     experiment = self._experiment
-    return dict(
-        optimizer=self._optimizer, scoring=experiment.scoring, config=experiment.config.algorithm, mesh=experiment.mesh
-    )
+    return dict(optimizer=self._optimizer, scoring=experiment.scoring, config=experiment.config.algorithm)
 
   def _compile(self) -> None:
     experiment, params = self._experiment, self._frozen | self.abstract.params

@@ -24,7 +24,7 @@ def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy
     UserError: no checkpoint, or none that is readable.
   """
   look_in_modules(workdir)
-  experiment, params = set_up(config)
+  experiment, params = set_up(config, begins=False)
   with Checkpointer(workdir, read_only=True) as checkpointer:
     restored = checkpointer.restore(abstract_state(params, make_optimizer(config), experiment.mesh))
   if restored is None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from earl_jax import finder
-from earl_jax.config import UserError
+from earl_jax.config import fields, UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.base import Environment
 
@@ -147,18 +147,28 @@ def split_of(problem: str) -> str:
 def make_task(named: str | type[Task], **options: Any) -> Task:
   """The task that `named` stands for, its name, a module path or a class (see `finder`), with its options.
 
+  What the annotations of its options say is held to (`config.fields`): `n: Annotated[int, Range(2, 8)]`.
+
   Raises:
-    UserError: no such task, an option it does not have, or one it needs and was not given.
+    UserError: no such task, an option it does not have, one it needs and was not given, or a value that cannot be.
   """
   found = _find(named)
   signature = inspect.signature(found)
+  told = f'task {named if isinstance(named, str) else _name_of(found)!r}'
   try:
     signature.bind(**options)
   except TypeError as error:
     known = ', '.join(signature.parameters) or 'none'
-    told = named if isinstance(named, str) else _name_of(found)
-    raise UserError(f'task {told!r}: {error}; its options: {known}') from None
-  task = found(**options)
+    raise UserError(f'{told}: {error}; its options: {known}') from None
+  for name, value in options.items():
+    if name in signature.parameters:
+      options[name] = fields.check(signature.parameters[name].annotation, value, f'{told}: {name}')
+  try:
+    task = found(**options)
+  except UserError:
+    raise
+  except Exception as error:  # a task is a program: it can raise anything
+    raise UserError(f'{told} with {fields.shown(options)} cannot be made: {finder.told(error)}') from error
   for attribute, kind in (('name', str), ('label', str), ('environments', tuple)):
     if not isinstance(getattr(task, attribute, None), kind):
       raise UserError(f'task {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')

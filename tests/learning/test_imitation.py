@@ -118,8 +118,11 @@ def test_what_was_imitated_becomes_the_reference(model, tmp_path):
 
 
 def test_bad_input(model):
-  experiment, params = set_up(imitating(model, 'expanded', ('sort', {'n': 4}, 1.0), **{'rollout.response_length': 24}))
-  with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit'):
+  config = imitating(model, 'expanded', ('sort', {'n': 4}, 1.0), **{'rollout.response_length': 24})
+  with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit, it has 98 tokens'):
+    set_up(config)
+  experiment, params = set_up(config, begins=False)
+  with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit; choose more'):
     collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2))
   with pytest.raises(UserError, match=r'curriculum\[0\].steps=0: imitation has no end of its own'):
     tiny.parsed(model, curriculum=(stage(('sort', {'n': 2}, 1.0), imitate=True),))

@@ -47,7 +47,7 @@ SORT4 = f'--config={tiny.ROOT}/configs/sort4.py'
     (['--config.seed.x=1'], "no field 'x'; config.seed has no fields"),
     (['--foo'], "Unknown command line flag 'foo'"),
     (['--config.seed=one'], 'config.seed=one: invalid literal for int'),
-    (['--config.steps=0'], 'config.steps=0: choose a number from 1 on'),
+    (['--config.steps=0'], 'config.steps=0: choose a whole number from 1 to'),
     (['configs/sort4.py'], "'configs/sort4.py': unexpected argument"),
     (['--config.rollout.chunk=3'], 'config.rollout.chunk=3: choose a divisor'),
     (['--config.mesh.data=3'], 'config.mesh=(3, 1, 1) does not fit'),

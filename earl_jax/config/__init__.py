@@ -1,15 +1,21 @@
 """Configuration: a locked ConfigDict at the edge, frozen dataclasses inside. Every bad value is named in the error."""
 
 import dataclasses
-import types
-import typing
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import ml_collections
 
+from earl_jax.config import fields, paths
+from earl_jax.config.fields import Example, Range, UserError
 
-class UserError(Exception):
-  """A mistake the user can mend. Entry points print its one line and exit with status 2, without a traceback."""
+Count = Annotated[int, Range(1, 10**6)]
+Steps = Annotated[int, Range(1, 10**8)]
+Share = Annotated[float, Range(0, 1)]
+Coefficient = Annotated[float, Range(0, 1000)]  # of a term of the loss; beyond that float32 soon ends
+Decay = Annotated[float, Range(0, 0.999999)]
+Devices = Annotated[int, Range(-1, 2**14)]
+Options = Annotated[dict, paths.options_with_paths]
+TaskCall = Annotated[tuple[str, Options, Annotated[float, Range(1e-6, 10**6)]], Example("('sort', {'n': 4}, 1.0)")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Stage:
   Attributes:
     tasks: (name, options, share of the prompts) of each, e.g. `(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))`. The
       name is that of a task in this package, a module that defines one (`'my_module'`), or a module and one of its
-      tasks (`'my_module:MyTask'`).
+      tasks (`'my_module:MyTask'`). An option `path` is a file or folder, which is made absolute, or a URL.
     until: the stage ends when the mean of exact match over `mastery_window` batches reaches this for every task; 1.1
       never does.
     steps: if above 0 the stage ends after so many steps instead.
@@ -27,9 +33,9 @@ class Stage:
       what it leads to is the reference policy of the stages that follow.
   """
 
-  tasks: tuple = ()
-  until: float = 0.95
-  steps: int = 0
+  tasks: tuple[TaskCall, ...] = ()
+  until: Annotated[float, Range(0, 1000)] = 0.95
+  steps: Annotated[int, Range(0, 10**8)] = 0
   imitate: bool = False
 
 
@@ -46,12 +52,12 @@ class RolloutConfig:
     chunk: rows of counterfactual episodes decoded at a time; divides prompts * group.
   """
 
-  prompts: int = 32
-  group: int = 16
-  prompt_length: int = 64
-  response_length: int = 96
-  temperature: float = 1.0
-  chunk: int = 128
+  prompts: Count = 32
+  group: Annotated[int, Range(2, 10**6)] = 16
+  prompt_length: Count = 64
+  response_length: Count = 96
+  temperature: Annotated[float, Range(0.01, 100)] = 1.0
+  chunk: Count = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +65,7 @@ class AlgorithmConfig:
   """What an update does with them: GRPO, or CPO on top of it.
 
   Attributes:
-    advantage: 'grpo', 'dr_grpo' or 'rloo'.
+    advantage: how rewards of a group become advantages.
     counterfactual: CPO if true; plain group advantages otherwise.
     rewrite_fraction: of rollouts rewritten besides those of all-zero groups.
     only_gains: keep the factual trajectory where the counterfactual one is not better. Without it, a fraction above 0
@@ -75,18 +81,18 @@ class AlgorithmConfig:
       of these rows are not counted.
   """
 
-  advantage: str = 'grpo'
+  advantage: Literal['grpo', 'dr_grpo', 'rloo'] = 'grpo'
   counterfactual: bool = True
-  rewrite_fraction: float = 0.0
+  rewrite_fraction: Share = 0.0
   only_gains: bool = False
-  entropy: float = 0.0
-  kl: float = 0.001
+  entropy: Coefficient = 0.0
+  kl: Coefficient = 0.001
   reference_on_host: bool = False
-  clip_low: float = 0.2
-  clip_high: float = 0.2
-  dual_clip: float = 3.0
-  mini_batches: int = 4
-  micro_batch: int = 32
+  clip_low: Share = 0.2
+  clip_high: Annotated[float, Range(0, 1000)] = 0.2
+  dual_clip: Annotated[float, Range(1, 1000)] = 3.0
+  mini_batches: Count = 4
+  micro_batch: Count = 32
   skip_zero: bool = False
 
 
@@ -103,13 +109,13 @@ class OptimizerConfig:
     clip_norm: gradients of a larger global norm are scaled down to it.
   """
 
-  learning_rate: float = 1e-6
-  warmup: int = 0
-  decay: float = 0.0
-  weight_decay: float = 0.01
-  b1: float = 0.9
-  b2: float = 0.999
-  clip_norm: float = 1.0
+  learning_rate: Share = 1e-6
+  warmup: Annotated[int, Range(0, 10**8)] = 0
+  decay: Share = 0.0
+  weight_decay: Share = 0.01
+  b1: Decay = 0.9
+  b2: Decay = 0.999
+  clip_norm: Annotated[float, Range(1e-6, 10**6)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +127,16 @@ class LoraConfig:
   Attributes:
     rank: of every adapter; 0 = none, all weights are trained.
     alpha: what an adapter adds is multiplied by alpha / rank.
-    projections: which of q, k, v, o, gate, up and down have one.
+    projections: which have one.
     adapters: folder of adapters to begin with, as PEFT or `earl_jax.export --adapters` wrote it; '' = new ones.
   """
 
-  rank: int = 0
-  alpha: float = 32.0
-  projections: tuple[str, ...] = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-  adapters: str = ''
+  rank: Annotated[int, Range(0, 4096)] = 0
+  alpha: Annotated[float, Range(1e-6, 10**6)] = 32.0
+  projections: tuple[Literal['q', 'k', 'v', 'o', 'gate', 'up', 'down'], ...] = (
+      'q', 'k', 'v', 'o', 'gate', 'up', 'down',
+  )
+  adapters: Annotated[str, paths.optional_path] = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +149,9 @@ class MeshConfig:
     tensor: heads, feed-forward width and vocabulary are shared out.
   """
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: Devices = -1
+  fsdp: Devices = 1
+  tensor: Devices = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +159,8 @@ class Config:
   """Everything a run depends on.
 
   Attributes:
-    model: 'embedded', or the folder or hub id of a Hugging Face checkpoint.
-    dtype: of the computation, 'float32' or 'bfloat16'. What is trained is float32, and so is the optimizer's state.
+    model: 'embedded', or the folder or hub id of a Hugging Face checkpoint, or a GGUF file. A path is made absolute.
+    dtype: of the computation. What is trained is float32, and so is the optimizer's state.
     remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
       'full' (every layer). Each needs less memory than the one before, and more time.
     attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the faster one of those that can be.
@@ -171,22 +179,22 @@ class Config:
     evaluation_prompts: held-out problems per task, for tasks too large to enumerate.
   """
 
-  model: str = 'embedded'
-  dtype: str = 'float32'
-  remat: str = 'none'
-  attention: str = 'auto'
-  interface: str = 'expanded'
+  model: Annotated[str, paths.model_path] = 'embedded'
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  remat: Literal['none', 'dots', 'full'] = 'none'
+  attention: Literal['auto', 'xla', 'cudnn'] = 'auto'
+  interface: Literal['expanded', 'tagged'] = 'expanded'
   instructions: bool = False
   worked_example: bool = False
-  seed: int = 0
-  steps: int = 100
-  curriculum: tuple[Stage, ...] = ()
-  mastery_window: int = 4
+  seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+  steps: Steps = 100
+  curriculum: Annotated[tuple[Stage, ...], Example("({'tasks': (('sort', {'n': 4}, 1.0),), 'until': 0.95},)")] = ()
+  mastery_window: Count = 4
   stop_at_solved: bool = False
-  evaluate_every: int = 20
-  checkpoint_every: int = 20
-  sample_every: int = 20
-  evaluation_prompts: int = 256
+  evaluate_every: Steps = 20
+  checkpoint_every: Steps = 20
+  sample_every: Steps = 20
+  evaluation_prompts: Count = 256
   rollout: RolloutConfig = RolloutConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
@@ -216,9 +224,9 @@ def embedded_config() -> ml_collections.ConfigDict:
   return config
 
 
-def stage(*tasks: tuple[str, dict, float], **fields) -> dict:
-  """A curriculum stage for a config file; fields as in `Stage`."""
-  return {'tasks': tasks} | fields
+def stage(*tasks: tuple[str, dict, float], **settings) -> dict:
+  """A curriculum stage for a config file; settings as in `Stage`."""
+  return {'tasks': tasks} | settings
 
 
 # What sets the methods of the paper's comparison apart: (interface, CPO, supervised fine-tuning first).
@@ -254,20 +262,19 @@ def apply_method(config: ml_collections.ConfigDict, method: str, sft_steps: int)
 def parse(config: ml_collections.ConfigDict | dict) -> Config:
   """Checks a ConfigDict, or what a run has saved of one, and freezes it. A field that is absent has its default.
 
+  Paths are made absolute: what is saved of the result is found from any folder.
+
   Raises:
     UserError: unknown key, wrong type, or a value that can't be.
   """
   plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else _renamed(config)
-  stages = plain.pop('curriculum', ())
-  parsed = _build(Config, plain, 'config')
-  parsed = dataclasses.replace(
-      parsed, curriculum=tuple(_build(Stage, dict(s), f'config.curriculum[{i}]') for i, s in enumerate(stages))
-  )
+  parsed = fields.build(Config, plain, 'config')
   _check(parsed)
   return parsed
 
 
 def _check(config: Config) -> None:
+  """Raises UserError where fields do not go together."""
   r, a = config.rollout, config.algorithm
   def require(condition, field, value, remedy):
     if not condition:
@@ -277,87 +284,36 @@ def _check(config: Config) -> None:
     require(s.tasks, f'curriculum[{i}].tasks', s.tasks, "give at least one task, such as ('sort', {'n': 4}, 1.0)")
     require(s.steps > 0 or not s.imitate, f'curriculum[{i}].steps', s.steps,
             'imitation has no end of its own; give a number of steps')
-    for call in s.tasks:
-      require(_is_task_call(call), f'curriculum[{i}].tasks', call,
-              "write each task as (name, options, share > 0), such as ('sort', {'n': 4}, 1.0)")
-  for field, kinds in (
-      ('interface', ('expanded', 'tagged')), ('dtype', ('float32', 'bfloat16')), ('remat', ('none', 'dots', 'full')),
-      ('attention', ('auto', 'xla', 'cudnn')),
-  ):
-    value = getattr(config, field)
-    require(value in kinds, field, value, f'choose one of {", ".join(kinds)}')
-  for field in ('steps', 'mastery_window', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts'):
-    require(getattr(config, field) >= 1, field, getattr(config, field), 'choose a number from 1 on')
-  for field in ('prompts', 'prompt_length', 'response_length', 'chunk'):
-    require(getattr(r, field) >= 1, f'rollout.{field}', getattr(r, field), 'choose a number from 1 on')
-  require(r.group >= 2, 'rollout.group', r.group, 'a group advantage needs at least 2 rollouts')
-  require(r.temperature > 0, 'rollout.temperature', r.temperature, 'choose a number above 0')
-  batch = r.prompts * r.group
+  batch, slots = r.prompts * r.group, r.prompt_length + r.response_length
+  require(batch * slots < 2**31, 'rollout.prompts', r.prompts,
+          f'a batch has prompts * group * (prompt_length + response_length) = {batch * slots} slots; let it have less '
+          'than 2**31')
   require(batch % r.chunk == 0, 'rollout.chunk', r.chunk, f'choose a divisor of prompts * group = {batch}')
-  kinds = ('grpo', 'dr_grpo', 'rloo')
-  require(a.advantage in kinds, 'algorithm.advantage', a.advantage, f'choose one of {", ".join(kinds)}')
-  require(0 <= a.rewrite_fraction <= 1, 'algorithm.rewrite_fraction', a.rewrite_fraction, 'choose a number from 0 to 1')
-  require(a.mini_batches >= 1 and r.prompts % a.mini_batches == 0, 'algorithm.mini_batches', a.mini_batches,
+  require(r.prompts % a.mini_batches == 0, 'algorithm.mini_batches', a.mini_batches,
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
-  lora, projections = config.lora, LoraConfig.projections
-  require(lora.rank >= 0, 'lora.rank', lora.rank, 'choose a number from 0 on')
-  require(lora.alpha > 0, 'lora.alpha', lora.alpha, 'choose a number above 0')
-  require(lora.projections and set(lora.projections) <= set(projections), 'lora.projections', lora.projections,
-          f'name some of {", ".join(projections)}')
-  require(len(set(lora.projections)) == len(lora.projections), 'lora.projections', lora.projections, 'name each once')
+  require(config.steps * a.mini_batches < 2**31, 'steps', config.steps,
+          f'each has {a.mini_batches} mini-batches; let there be less than 2**31 of them in all')
+  lora = config.lora
+  require(lora.projections and len(set(lora.projections)) == len(lora.projections), 'lora.projections',
+          lora.projections, 'name some, each once')
   require(lora.rank or not lora.adapters, 'lora.adapters', lora.adapters, 'give config.lora.rank too')
   rows = r.prompts // a.mini_batches * r.group
-  require(a.micro_batch >= 1 and rows % a.micro_batch == 0, 'algorithm.micro_batch', a.micro_batch,
+  require(rows % a.micro_batch == 0, 'algorithm.micro_batch', a.micro_batch,
           f'choose a divisor of the {rows} rows of a mini-batch')
-
-
-def _is_task_call(call: Any) -> bool:
-  """Whether `call` is (name, options, share > 0)."""
-  if not isinstance(call, (tuple, list)) or len(call) != 3:
-    return False
-  name, options, share = call
-  return isinstance(name, str) and isinstance(options, dict) and isinstance(share, (int, float)) and share > 0
 
 
 def _renamed(saved: dict) -> dict:
   """A saved config with today's names."""
-  fields = {k: dict(v) if isinstance(v, dict) else v for k, v in saved.items()}
+  names = {k: dict(v) if isinstance(v, dict) else v for k, v in saved.items()}
   for old, new in RENAMED.items():
     *group, old_name = old.split('.')
-    node = fields.get(group[0], {}) if group else fields
+    node = names.get(group[0], {}) if group else names
     if isinstance(node, dict) and old_name in node:
       node.setdefault(new.split('.')[-1], node.pop(old_name))
-  return fields
+  return names
 
 
 def _plain(value: Any) -> Any:
   if not dataclasses.is_dataclass(value):
     return value
   return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-
-
-def _build(cls: type, values: dict, where: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  unknown = sorted(set(values) - set(hints))
-  if unknown:
-    raise UserError(f'{where}.{unknown[0]}: no such field; known: {", ".join(hints)}')
-  checked = {}
-  for name, value in values.items():
-    kind = hints[name]
-    if dataclasses.is_dataclass(kind):
-      if not isinstance(value, dict):
-        fields = ', '.join(typing.get_type_hints(kind))
-        raise UserError(f'{where}.{name}={value!r}: expected a group of fields: {fields}')
-      checked[name] = _build(kind, value, f'{where}.{name}')
-      continue
-    kind = typing.get_origin(kind) or kind
-    if isinstance(kind, types.UnionType):
-      raise TypeError(f'{cls.__name__}.{name}: unions are not supported')
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-      value = float(value)
-    if kind is tuple and isinstance(value, list):
-      value = tuple(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-      raise UserError(f'{where}.{name}={value!r}: expected {kind.__name__}')
-    checked[name] = value
-  return cls(**checked)

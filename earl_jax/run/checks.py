@@ -1,0 +1,154 @@
+"""What is known of a run's problems before it begins: that those of all its stages can be carried out.
+
+Tasks and environments may be anybody's programs, which can raise anything: here it becomes one line.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from earl_jax import finder
+from earl_jax.action_space import Encode, LANGUAGE
+from earl_jax.config import Config, UserError
+from earl_jax.interfaces.expanded import ExpandedInterface
+from earl_jax.run.instances import form, instance_fields, side_by_side
+from earl_jax.tasks.base import all_problems, environments_of, Example, Instance, Task
+
+__all__ = ['check_demonstrations', 'check_instances', 'check_prompt', 'check_prompts']
+
+TRAINED_ON, EVALUATED_ON = 128, 1024  # problems of each task that are looked at, at most
+
+Stages = tuple[tuple[tuple[Task, float], ...], ...]  # of every stage, its tasks and their shares of the prompts
+
+
+def check_instances(examples: dict[str, Example], tasks: list[Task], interface: ExpandedInterface) -> None:
+  """Raises UserError where an environment cannot begin with the instance of a task that offers it.
+
+  Or where two tasks give a key in different shapes.
+
+  Args:
+    examples: one of every task, by its label.
+  """
+  instance_fields(examples)
+  built = {environment.spec.name: environment for environment in interface.environments}
+  for task in tasks:
+    instance = examples[task.label].instance
+    for name in (environment.spec.name for environment in environments_of(task)):
+      with _told_of(task, f', in the environment {name!r}'):
+        try:
+          jax.eval_shape(built[name].reset, instance)
+        except KeyError as error:
+          raise UserError(
+              f'task {task.label}: its instance has no {error.args[0]!r}, which the environment {name!r} needs; it has '
+              f'{", ".join(instance) or "nothing"}'
+          ) from None
+
+
+def check_prompts(config: Config, stages: Stages, prompt: Callable[[Task, Example], list[int]]) -> None:
+  """Raises UserError where there is no room for a prompt of some stage, or instances of a task differ in their form.
+
+  Looks at the problems that the run is evaluated on, and at some of those that it is trained on.
+
+  Args:
+    prompt: token ids of a problem.
+  """
+  longest = {}
+  for task in {task.label: task for stage in stages for task, _ in stage}.values():
+    with _told_of(task):
+      examples = [task.example(config.seed, 'train', index) for index in range(TRAINED_ON)]
+      for example in examples:
+        _check_like(task, examples[0].instance, example.instance)
+      if task.label in [last.label for last, _ in stages[-1]]:
+        count = min(config.evaluation_prompts, EVALUATED_ON)
+        examples += all_problems(task) or [task.example(config.seed, 'test', index) for index in range(count)]
+    longest[task.label] = max(len(prompt(task, example)) for example in examples)
+  label = max(longest, key=longest.get)
+  check_prompt(config, label, longest[label])
+
+
+def check_prompt(config: Config, label: str, length: int) -> None:
+  """Raises UserError unless there is room for a prompt of this length, of the task `label`."""
+  if length > config.rollout.prompt_length:
+    raise UserError(
+        f'config.rollout.prompt_length={config.rollout.prompt_length}: a prompt of {label} has {length} tokens; choose '
+        'at least that'
+    )
+
+
+def check_demonstrations(
+    config: Config, stages: Stages, interface: ExpandedInterface, encode: Encode, examples: dict[str, Example]
+) -> None:
+  """Raises UserError where there is no room for a demonstration that is to be imitated; looks at some.
+
+  Args:
+    encode: token ids of a text.
+    examples: one of every task, by its label.
+  """
+  fields = instance_fields(examples)
+  tasks = [task for i, stage in enumerate(config.curriculum) if stage.imitate for task, _ in stages[i]]
+  for task in tasks:
+    scripts, instances = [], []
+    for index in range(TRAINED_ON):
+      with _told_of(task):
+        steps = task.demonstration(config.seed, 'train', index, index % config.rollout.group)
+        scripts.append(interface.script(steps, encode))
+        instances.append(task.example(config.seed, 'train', index).instance)
+    slots = 1 + written(interface, task, side_by_side(instances, fields), scripts).max()  # the end of sequence too
+    if slots > config.rollout.response_length:
+      raise UserError(
+          f'config.rollout.response_length={config.rollout.response_length}: a demonstration of {task.label} does not '
+          f'fit, it has {slots} tokens; choose at least that'
+      )
+
+
+def written(
+    interface: ExpandedInterface, task: Task, instances: Instance, scripts: list[list[int]]
+) -> np.ndarray:
+  """int32[rows]: slots that scripts fill, what the environments write among them. No model is asked.
+
+  Args:
+    instances: [rows, …], with the keys of all tasks of the run.
+    scripts: action ids of each row, which begin in language.
+  """
+  names = [environment.spec.name for environment in environments_of(task)]
+  offered = np.array([environment.spec.name in names for environment in interface.environments], bool)
+  lengths = np.array([len(script) for script in scripts], np.int32)
+  actions = np.zeros((len(scripts), max(lengths)), np.int32)
+  for row, script in zip(actions, scripts):
+    row[: len(script)] = script
+
+  def carry_out(instance, script, length):
+    def decide(i, carry):
+      environment, states, slots = carry
+      effect = interface.act(environment, states, offered, script[i])
+      return effect.environment, effect.states, slots + effect.length
+
+    start = jnp.int32(LANGUAGE), interface.reset(instance), jnp.int32(0)
+    return jax.lax.fori_loop(0, length, decide, start)[2]
+
+  return np.asarray(jax.jit(jax.vmap(carry_out))(instances, actions, lengths))
+
+
+def _check_like(task: Task, first: Instance, other: Instance) -> None:
+  """Raises UserError unless another example of a task has the keys and shapes of its first."""
+  for key in sorted(first.keys() | other.keys()):
+    given = [form(instance[key]) if key in instance else 'nothing' for instance in (first, other)]
+    if given[0] != given[1]:
+      raise UserError(
+          f'task {task.label}: instance key {key!r} is {given[0]} in its first example and {given[1]} in another; give '
+          'it one shape'
+      )
+
+
+@contextlib.contextmanager
+def _told_of(task: Task, where: str = '') -> Iterator[None]:
+  """What goes wrong within is told in one line, as the task's."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f'task {task.label}{where}: {finder.told(error)}') from error
