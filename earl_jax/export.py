@@ -16,12 +16,13 @@ the program says.
 
 import pathlib
 import sys
+from typing import Annotated
 
 from absl import flags
 from transformers import AutoTokenizer
 
 from earl_jax.acting import policy
-from earl_jax.config import UserError
+from earl_jax.config import fields, Range, UserError
 from earl_jax.config.paths import local_path
 from earl_jax.model import hf, peft
 from earl_jax.model import tokenizer as tokenizer_lib
@@ -31,6 +32,8 @@ from earl_jax.run.saved import load
 from earl_jax.run.workdir import read_config
 
 __all__ = ['export']
+
+Gigabytes = Annotated[float, Range(1e-9, 10**6)]
 
 
 def export(
@@ -68,15 +71,16 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values, required=True)
   flags.DEFINE_string('out', None, 'Folder to write; a new one.', flag_values=values, required=True)
   flags.DEFINE_bool('adapters', False, 'Write adapters alone, not the model with them.', flag_values=values)
-  flags.DEFINE_float('max_gigabytes', 5.0, 'Of one file of weights.', 1e-9, flag_values=values)
+  flags.DEFINE_float('max_gigabytes', 5.0, 'Of one file of weights.', flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
   workdir, out = local_path(values.workdir, '--workdir'), local_path(values.out, '--out')
+  gigabytes = fields.check(Gigabytes, values.max_gigabytes, '--max_gigabytes')
   config = read_config(workdir)
   cli.prepare_jax(config)
   experiment, params, step = load(workdir, config)
-  export(experiment, params, out, int(values.max_gigabytes * 10**9), adapters=values.adapters)
+  export(experiment, params, out, int(gigabytes * 10**9), adapters=values.adapters)
   print(f'{out}: {workdir} after {step} steps')
   again = AutoTokenizer.from_pretrained(out)
   texts = [action.description for action in experiment.interface.space.actions]

@@ -245,7 +245,7 @@ def remedies(plan: Plan, config: Config) -> list[str]:
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   cli.define_config(values, argv)
-  flags.DEFINE_integer('devices', 1, 'How many devices the run is to have.', 1, flag_values=values)
+  flags.DEFINE_integer('devices', 1, 'How many devices the run is to have.', 1, 10**6, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -3,13 +3,18 @@
 import ast
 import dataclasses
 import inspect
+import math
+import os
 import pathlib
 import re
 import sys
+import typing
 
 import pytest
 
 from earl_jax import config as config_lib
+from earl_jax.config import fields
+from earl_jax.config.paths import local_path
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
 from earl_jax.run.experiment import EMBEDDED
@@ -139,6 +144,107 @@ def test_every_field_is_described(group):
   section = inspect.getdoc(group).partition('\nAttributes:\n')[2]
   described = ', '.join(re.findall(r'^ {2}(\w+(?:, \w+)*): \S', section, re.MULTILINE)).split(', ')
   assert described == [field.name for field in dataclasses.fields(group) if field.type not in GROUPS]
+
+
+@pytest.mark.parametrize('group', GROUPS, ids=[group.__name__ for group in GROUPS])
+def test_every_number_has_a_range_and_its_default_is_in_it(group):
+  for name, kind in typing.get_type_hints(group, include_extras=True).items():
+    assert typing.get_origin(kind) is not str, f'{name}: say which texts it may be'
+    if kind is not bool and typing.get_origin(kind) is typing.Annotated and kind.__origin__ in (int, float):
+      assert any(isinstance(note, fields.Range) for note in kind.__metadata__), name
+      fields.check(kind, getattr(group(), name), name)
+    else:
+      assert kind not in (int, float), f'{name}: give it a Range'
+
+
+CURRICULUM = (config_lib.stage(('sort', {'n': 2}, 1.0)),)
+
+
+def parsed(**changes):
+  return config_lib.parse({'curriculum': CURRICULUM} | changes)
+
+
+def refused(says, **changes):
+  with pytest.raises(config_lib.UserError) as error:
+    parsed(**changes)
+  assert says in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('field, values', [
+    ('optimizer.learning_rate', (-1, 2, 1e30)), ('optimizer.clip_norm', (0, -1)), ('optimizer.decay', (2, -0.1)),
+    ('optimizer.warmup', (-1,)), ('optimizer.b2', (1.0,)), ('optimizer.weight_decay', (-1,)), ('algorithm.kl', (-1,)),
+    ('algorithm.clip_low', (-1, 1.5)), ('algorithm.clip_high', (-1,)), ('algorithm.dual_clip', (0.5,)),
+    ('algorithm.entropy', (-1,)), ('rollout.temperature', (0, -1)), ('rollout.group', (1,)), ('mesh.fsdp', (-2,)),
+    ('seed', (-1, 2**32, 10**5000)), ('steps', (0, 10**30)), ('evaluate_every', (0,)), ('evaluation_prompts', (0,)),
+])
+def test_numbers_out_of_their_range(field, values):
+  group, _, name = field.rpartition('.')
+  whole = isinstance(getattr(getattr(config_lib.Config(), group) if group else config_lib.Config(), name), int)
+  others = ('1', None, True, [1]) if whole else ('1', None, True, [1], math.nan, math.inf, -math.inf)
+  for value in (*values, *others):
+    change = {group: {name: value}} if group else {name: value}
+    refused(f'config.{field}=', **change)
+
+
+@pytest.mark.parametrize('changes, says', [
+    ({'algorithm': {'micro_batch': 7}}, 'config.algorithm.micro_batch=7: choose a divisor of the 128 rows'),
+    ({'algorithm': {'micro_batch': 256}}, 'config.algorithm.micro_batch=256: choose a divisor of the 128 rows'),
+    ({'algorithm': {'mini_batches': 3}}, 'config.algorithm.mini_batches=3: choose a divisor of config.rollout.prompts'),
+    ({'rollout': {'chunk': 100}}, 'config.rollout.chunk=100: choose a divisor of prompts * group = 512'),
+    ({'rollout': {'prompts': 10**6, 'group': 10**6}}, 'config.rollout.prompts=1000000: a batch has'),
+    ({'steps': 10**8, 'rollout': {'prompts': 64}, 'algorithm': {'mini_batches': 64}}, '.steps=100000000: each has'),
+])
+def test_fields_that_do_not_go_together(changes, says):
+  refused(says, **changes)
+
+
+@pytest.mark.parametrize('curriculum, says', [
+    ('sort2', "config.curriculum='sort2': expected a tuple, such as ({'tasks': (('sort', {'n': 4}, 1.0),)"),
+    (('sort', {'n': 2}, 1.0), "config.curriculum[0]='sort': expected a group of fields: tasks, until, steps, imitate"),
+    ({'tasks': ('sort', {'n': 2}, 1.0)}, ".tasks[0]='sort': expected a tuple of 3, such as ('sort', {'n': 4}, 1.0)"),
+    ({'tasks': (('sort', {'n': 2}),)}, ".tasks[0]=('sort', {'n': 2}): expected a tuple of 3, such as"),
+    ({'tasks': (('sort', {'n': 2}, 'half'),)}, ".tasks[0][2]='half': expected a number, such as ('sort'"),
+    ({'tasks': (('sort', {'n': 2}, 0),)}, '.tasks[0][2]=0: choose a number from'),
+    ({'tasks': (('sort', {'n': math.nan}, 1),)}, '.tasks[0][1]={'),
+    ({'tasks': (('sort', {'n': {2}}, 1),)}, '.tasks[0][1]={'),
+    ({'tasks': ((Exception, {}, 1),)}, ".tasks[0][0]=<class 'Exception'>: expected a text"),
+    ({'tasks': ()}, '.tasks=(): give at least one task'),
+    ({'until': -1}, 'curriculum[0].until=-1: choose a number from 0'),
+    ({'speed': 1}, 'curriculum[0].speed: no such field'),
+    ((), 'config.curriculum=(): give at least one stage'),
+])
+def test_a_curriculum_of_the_wrong_shape(curriculum, says):
+  refused(says, curriculum=(CURRICULUM[0] | curriculum,) if isinstance(curriculum, dict) else curriculum)
+
+
+def test_paths_are_absolute_from_the_start(tmp_path, monkeypatch):
+  """Folders of a model and paths of tasks, also `~`; ids of a hub and what is on the web stay."""
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  (tmp_path / 'mine').mkdir()
+  task = ('gsm8k', {'path': 'data/../gsm8k'}, 1.0)
+  config = parsed(model='mine', curriculum=(config_lib.stage(task),))
+  assert config.model == str(tmp_path / 'mine')
+  assert config.curriculum[0].tasks == (('gsm8k', {'path': str(tmp_path / 'gsm8k')}, 1.0),)
+  monkeypatch.chdir('/')
+  assert config_lib.parse(dataclasses.asdict(config)) == config  # as another program reads it
+  assert parsed(model='~/m').model == str(tmp_path / 'home' / 'm')
+  for model in ('Qwen/Qwen2.5-0.5B', 'Qwen2.5-0.5B', 'embedded'):
+    assert parsed(model=model).model == model
+  web = config_lib.stage(('gsm8k', {'path': 'https://x.org/gsm8k'}, 1.0))
+  assert parsed(curriculum=(web,)).curriculum[0].tasks[0][1]['path'] == 'https://x.org/gsm8k'
+  refused('config.model=gs://bucket/m: URLs are not supported', model='gs://bucket/m')
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/run', 's3://x', pathlib.Path('gs://bucket/run'), '', '\0', 'x' * 5000])
+def test_a_path_that_cannot_be(path):
+  with pytest.raises(config_lib.UserError, match='--workdir=') as error:
+    local_path(path, '--workdir')
+  assert '\n' not in str(error.value)
+
+
+def test_paths_from_where_a_program_starts(tmp_path):
+  assert local_path('a/../run', '--workdir') == tmp_path / 'run'
+  assert local_path('~/run', '--workdir') == pathlib.Path(os.path.expanduser('~')) / 'run'
 
 
 def test_settings_of_the_embedded_model_lack_a_curriculum_alone():

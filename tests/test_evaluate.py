@@ -88,3 +88,21 @@ def test_no_checkpoint(run, tmp_path, monkeypatch, capsys):
   assert evaluate_in((tmp_path,), monkeypatch) == 2
   assert 'no checkpoint there yet' in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+
+
+def test_room_for_prompts_that_tell_how_environments_are_called(run):
+  experiment = dataclasses.replace(run[2], config=dataclasses.replace(run[2].config, instructions=True))
+  tasks = [*evaluate.find_tasks(experiment, ['sort5'])]
+  wider = evaluate.with_room(experiment, tasks, samples=2, response_length=None)
+  needed = len(experiment.prompt(tasks[0], tasks[0].example(0, 'test', 0)))
+  assert needed > 2 * run[1].rollout.prompt_length and wider.config.rollout.prompt_length == needed
+  assert wider.config.rollout.response_length == 2 * run[1].rollout.response_length
+
+
+def test_room_within_the_positions_of_the_model(run):
+  """Twice the run's response if there are so many, else what there is; more is refused."""
+  experiment = dataclasses.replace(run[2], model=dataclasses.replace(run[2].model, max_position_embeddings=90))
+  tasks = evaluate.find_tasks(experiment, ['sort2'])
+  assert evaluate.with_room(experiment, tasks, 2, None).config.rollout.response_length == 90 - 56
+  with pytest.raises(UserError, match='--response_length=35: .* beyond the 90 positions'):
+    evaluate.with_room(experiment, tasks, 2, 35)

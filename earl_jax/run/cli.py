@@ -89,7 +89,8 @@ def _check_field(argument: str) -> None:
     return
   node, where = config_lib.default_config(), 'config'
   for name in flag.split('.')[1:]:
-    name = name.partition('[')[0]
+    if '[' in name:  # what is inside, such as curriculum[0].until, only the config file knows
+      return
     if not hasattr(node, 'keys') or name not in node:
       known = f'{where} has the fields {", ".join(node)}' if hasattr(node, 'keys') else f'{where} has no fields'
       raise UserError(f'{argument}: no field {name!r}; {known}')

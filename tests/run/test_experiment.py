@@ -1,16 +1,18 @@
 """What a run is put together from: the keys of its instances, and what does not go together."""
 
+from typing import Annotated, Literal
+
 import jax
 import numpy as np
 import pytest
 
 from earl_jax.action_space import ActionSpec, EnvironmentSpec
-from earl_jax.config import stage, UserError
+from earl_jax.config import Range, stage, UserError
 from earl_jax.environments.compare import Compare
 from earl_jax.environments.hidden_items import ITEMS
 from earl_jax.run.experiment import prepare
 from earl_jax.run.problems import draw
-from earl_jax.tasks.base import Example
+from earl_jax.tasks.base import Example, make_task
 from earl_jax.tasks.sorting import Order, Sort
 from tests import core_fixtures as core
 from tests.run import tiny
@@ -30,6 +32,24 @@ class WithKeys(Order):
 
   def example(self, seed, split, index):
     return Example('', 'What?', self._instance_given)
+
+
+class Later(Order):
+  """Something is wrong with a problem that is not the first."""
+
+  name = 'later'
+
+  def __init__(self, user='', key='', error=False):
+    super().__init__(2)
+    self._user, self._keys, self._error = user, {key: 1.0} if key else {}, error
+
+  def example(self, seed, split, index):
+    example = super().example(seed, split, index)
+    if index != 5:
+      return example
+    if self._error:
+      raise ZeroDivisionError('here')
+    return example._replace(user=example.user + self._user, instance=example.instance | self._keys)
 
 
 class Twice(Sort):
@@ -113,3 +133,51 @@ def refused(model, *stages, says):
   with pytest.raises(UserError, match=says) as error:
     prepared(model, *stages)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('options, says', [
+    ({'user': ' A' * 99}, 'config.rollout.prompt_length=88: a prompt of later2 has 1.. tokens; choose at least that'),
+    ({'key': 'mine'}, "task later2: instance key 'mine' is nothing in its first example and float64.. in another"),
+    ({'error': True}, 'task later2: .*test_experiment.py, line .*: ZeroDivisionError: here'),
+])
+def test_a_later_stage_is_looked_at_before_the_first(model, options, says):
+  experiment = prepared(model, [('sort', {'n': 2})], [(mine('Later'), options)])
+  with pytest.raises(UserError, match=says) as error:
+    experiment.check_problems()
+  assert '\n' not in str(error.value)
+
+
+def test_demonstrations_of_a_later_stage(model):
+  """What they write is counted without the model, as the decode loop counts it: tests/learning/test_imitation.py."""
+  curriculum = (stage(('sort', {'n': 2}, 1.0)), stage(('order', {'n': 2}, 1.0), steps=3, imitate=True))
+  for length, fits in ((20, False), (21, True)):
+    config = tiny.parsed(model, curriculum=curriculum, **{'rollout.response_length': length})
+    experiment = prepare(config, model, core.one_device())
+    if fits:
+      experiment.check_problems()
+    else:
+      with pytest.raises(UserError, match='response_length=20: a demonstration of order2 does not fit, it has 21 tok'):
+        experiment.check_problems()
+
+
+def test_more_slots_than_the_model_has_positions(model, monkeypatch):
+  config = tiny.parsed(model, **{'rollout.response_length': 32_713})
+  with pytest.raises(UserError, match=r'prompt_length \+ response_length = 32769, but the model was made for 32768'):
+    prepare(config, model, core.one_device())
+
+
+def test_options_are_held_to_their_annotations():
+  class Fussy(Order):
+    def __init__(self, n: Annotated[int, Range(2, 4)], way: Literal['up', 'down'] = 'up', path: str = ''):
+      super().__init__(n)
+      self.share = 1 / len(path)
+
+  for options, says in (
+      ({'n': 5}, 'n=5: choose a whole number from 2 to 4'), ({'n': True}, 'n=True: expected a whole number'),
+      ({'n': 2, 'way': []}, r'way=\[\]: choose one of up, down'), ({'n': 2, 'path': 3}, 'path=3: expected a text'),
+      ({'n': 2}, 'cannot be made: .*test_experiment.py, line .*ZeroDivisionError'),
+  ):
+    with pytest.raises(UserError, match=says) as error:
+      make_task(Fussy, **options)
+    assert '\n' not in str(error.value)
+  assert make_task(Fussy, n=3, path='ab').share == 0.5

@@ -22,7 +22,8 @@ NUMBERS = st.one_of(
 )
 TEXTS = st.one_of(st.text(max_size=20), st.sampled_from([
     'sort', 'order', 'count', 'gsm8k', 'Sort', 'os', 'os:path', ':', '..', 'sort:', 'earl_jax.tasks.sorting',
-    'embedded', 'gs://bucket/run', '~', '~nobody/x', '/', 'a/b', 'x' * 5000, '\0', '\ud800', 'expanded', 'bfloat16', 'cudnn', 'nan',
+    'embedded', 'gs://bucket/run', '~', '~nobody/x', '/', 'a/b', 'x' * 5000, '\0', '\ud800', 'expanded', 'bfloat16',
+    'cudnn', 'nan',
 ]))
 ANYTHING = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),

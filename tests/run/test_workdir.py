@@ -158,3 +158,12 @@ def test_modules_of_others(tmp_path):
     claim_workdir(tmp_path, CONFIG, {}, {'mine': folder})
     assert read_modules(tmp_path) == {'mine': folder}
   assert {path.name for path in tmp_path.iterdir()} == FILES | {'modules.json'}
+
+
+def test_a_resumed_run_may_make_room(tmp_path):
+  claim_workdir(tmp_path, CONFIG, {})
+  rollout = dataclasses.replace(CONFIG.rollout, prompt_length=80, response_length=200, chunk=64)
+  changed = dataclasses.replace(CONFIG, rollout=rollout, algorithm=AlgorithmConfig(micro_batch=8))
+  claim_workdir(tmp_path, changed, {})
+  with pytest.raises(UserError, match='rollout.group was 16'):
+    claim_workdir(tmp_path, dataclasses.replace(changed, rollout=dataclasses.replace(rollout, group=8)), {})
