@@ -132,7 +132,8 @@ def rewritten(environment: int = 1) -> tuple[jax.Array, Trajectory]:
   """
   factual, row_ids = rolled_out(), np.arange(8 * GROUP)
   until = choose_positions(
-      jax.random.key(1), factual.route_scores[..., environment - 1], row_ids, prompt_length=PROMPT
+      jax.random.key(1), factual.route_scores[..., environment - 1], row_ids, prompt_length=PROMPT,
+      route_length=interface().space.description_lengths[environment - 1],
   )
   return until, rewrite(force(recorded(factual.actions, until), interface().route(environment - 1)))
 

@@ -77,7 +77,7 @@ def loss_and_metrics(
   trajectory = batch.trajectory
   scores = score(params, trajectory, scoring)
   decisions = trajectory.decisions
-  log_ratio = jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0)
+  log_ratio = losses.bounded(jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0))
   surrogate = losses.clipped_surrogate(
       log_ratio, batch.advantages[:, None], config.clip_low, config.clip_high, config.dual_clip
   )

@@ -87,6 +87,7 @@ def rewrite(
   slots = processes.whole(counterfactual.choose_positions(
       position_key, trajectory.route_scores[..., choice.environment], np.arange(batch),
       prompt_length=config.rollout.prompt_length,
+      route_length=experiment.interface.space.description_lengths[choice.environment],
   ))
   route = np.array(experiment.interface.route(choice.environment), np.int32)
   decoding = experiment.decoding(temperature=config.rollout.temperature)

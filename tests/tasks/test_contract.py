@@ -23,6 +23,30 @@ def test_gsm8k_keeps_to_it(gsm8k_dir):
   check_task(make_task('gsm8k', path=str(gsm8k_dir)), examples=20)
 
 
+# Their prompts do not tell what has to be found out; their splits are by what is hidden (see the classes).
+HIDDEN = ('sort', 'compare')
+
+
+def check_prompts(task):
+  """No text of a prompt is in two splits, unless every problem is in both and evaluation takes them all."""
+  train, test = ({task.example(seed, split, index).user for seed in (0, 1) for index in range(500)}
+                 for split in ('train', 'test'))
+  assert task.problems() is not None or not train & test
+
+
+@pytest.mark.parametrize('name, options', [
+    *((name, options) for name, options in TASKS if name not in HIDDEN),
+    ('order', {'n': 2}), ('order', {'n': 5}), ('countdown', {'numbers': 2, 'digits': 1}), ('count', {'digits': 2}),
+    ('arithmetic', {'digits': 1, 'operators': 1, 'test_operators': 1}),
+])
+def test_no_prompt_is_in_two_splits(name, options):
+  check_prompts(make_task(name, **options))
+
+
+def test_no_prompt_of_gsm8k_is_in_two_splits(gsm8k_dir):
+  check_prompts(make_task('gsm8k', path=str(gsm8k_dir)))
+
+
 class Echo(Task):
   """The number in the question, after ####. Keeps to the contract."""
 
