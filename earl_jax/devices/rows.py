@@ -1,4 +1,4 @@
-"""Rows of batches on the mesh: some of them taken, put back, chosen, or joined. A batch is any tree of arrays [B, …]."""
+"""Rows of batches on the mesh: some taken, put back, chosen, or joined. A batch is any tree of arrays [B, …]."""
 
 import functools
 from typing import Any

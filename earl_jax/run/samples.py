@@ -1,6 +1,7 @@
 """Some rollouts of a step, for people: as text, and with all that was decided, as JSON lines (docs/viewer.md)."""
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -78,7 +79,7 @@ def _line(
 ) -> dict[str, Any]:
   row = int(_picks(experience)[place])
   problem, rewrites = row // experiment.config.rollout.group, experience.rewrites
-  outcome, advantage = experience.outcomes[row], round(float(experience.advantages[row]), 6)
+  outcome, advantage = experience.outcomes[row], _short(experience.advantages[row], 6)
   replaced = rewrites is not None and bool(rewrites.replaced[row])
   played = [_episode(experiment, *jax.tree.map(lambda x: x[place], part)) for part in looked]
   prompt = experiment.tokenizer.decode(
@@ -91,10 +92,10 @@ def _line(
       'row': row,
       'prompt': prompt[:TEXT],
       'factual': {
-          'reward': round(float(outcome.reward), 6),
+          'reward': _short(outcome.reward, 6),
           'exact_match': bool(outcome.exact_match),
           'advantage': None if replaced else advantage,
-          'metrics': {name: round(float(value), 6) for name, value in outcome.metrics.items()},
+          'metrics': {name: _short(value, 6) for name, value in outcome.metrics.items()},
       } | played[0],
       'counterfactual': None,
       'text': experiment.render(looked[0][0], place),
@@ -103,7 +104,7 @@ def _line(
     slots, other = [x.slot for x in decisions(experiment, looked[0][0].row(place))], played[1]
     fork = int(np.searchsorted(slots, rewrites.slots[row]))
     line['counterfactual'] = other | {
-        'reward': round(float(rewrites.rewards[row]), 6),
+        'reward': _short(rewrites.rewards[row], 6),
         'advantage': advantage if replaced else None,
         'environment': experiment.interface.environments[rewrites.choice.environment].spec.name,
         'fork': fork,
@@ -173,8 +174,9 @@ def _name(experiment: Experiment, decision: Decision) -> str:
   return specs[decision.environment - 1].name if decision.environment else ''
 
 
-def _short(value: float) -> float:
-  return float(f'{float(value):.4g}')
+def _short(value: float, digits: int = 4) -> float | None:
+  """Of so many digits; None for what JSON lacks."""
+  return float(f'{float(value):.{digits}g}') if math.isfinite(value) else None
 
 
 def write_samples(workdir: str | os.PathLike, step: int, samples: list[dict[str, Any]]) -> None:
