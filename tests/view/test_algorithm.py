@@ -76,3 +76,16 @@ def test_a_policy_that_never_asks(monkeypatch):
 def test_too_many_problems():
   with pytest.raises(UserError, match='--algorithm=sort6: it has too many problems'):
     algorithm.decision_trees(EXPERIMENT, None, Sort(6))
+
+
+def test_calls_by_text_in_tags():
+  """Words open a call; what is chosen inside it is one, whatever follows."""
+  made = [
+      Decision(0, 0, text=text, written=written, language=language, environment=0)
+      for text, written, language in [
+          (' <', '', True), ('compare>', '', True), (' A', ',', False),
+          (' B', ' </compare> <result> A < B </result>\n', False),
+          (' so', '', True), (' C', ' seen', False),
+      ]
+  ]
+  assert algorithm.calls(made) == [(0, 'A, B', '</compare> <result> A < B </result>'), (0, 'C', 'seen')]

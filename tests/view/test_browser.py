@@ -112,7 +112,9 @@ def test_hostile_texts(show, count):
       const all = [...episode.factual.decisions, ...episode.counterfactual.decisions];
       const wanted = all.map((d) => visible(d.text) + visible(d.written ?? '')).join('');
       const plain = (text) => text.replace(/[\\n↵␣ ]/g, '');
-      if (plain(said) !== plain(wanted)) wrong.push([i, said, wanted]);
+      const shown = ['episode', 'decision', i % 100 ? 'count' : 'list'].map((id) => byId(id).textContent).join('');
+      const unseen = /\\p{C}/u.test(shown.replaceAll('\\n', ''));
+      if (unseen || plain(said) !== plain(wanted)) wrong.push([i, unseen, said, wanted]);
     });
     return [[...tags], wrong.slice(0, 3), (performance.now() - began) / 1000];
   }""")
