@@ -132,25 +132,32 @@ def _episodes(folder: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
   if not paths:
     said = 'no samples yet' if not list(folder.glob('step_*.txt')) else 'samples of an older version, as text alone'
     return [], [f'{folder.name}/: {said}; episodes are shown of steps that this version samples']
+  every = _stride([path.stat().st_size for path in paths])  # most of a long run need not be read
   steps, sizes = [], []
-  for path in paths:
+  for path in paths[::-every][::-1]:
     found, size = [], 0
     for line in _lines(path):
-      if line is None or size + len(encode(line)) > MOST_BYTES:
-        damaged += line is None
-        continue
-      found.append(line)
-      size += len(encode(line))
+      damaged += line is None
+      length = len(encode(line))
+      if line is not None and size + length <= MOST_BYTES:
+        found.append(line)
+        size += length
     steps.append(found)
     sizes.append(size)
+  more = _stride(sizes)  # what had to be escaped has grown
+  if damaged:
+    notes.append(f'{folder.name}/: {damaged} lines are damaged or half written, and were left out')
+  if every * more > 1:
+    notes.append(f'{folder.name}/: one sampled step of every {every * more} is shown, or the page would be too large')
+  return [line for found in steps[::-more][::-1] for line in found], notes
+
+
+def _stride(sizes: list[int]) -> int:
+  """Of how many steps one can be shown, the last one among them."""
   every = 1
   while sum(sizes[::-every]) > MOST_BYTES and every < len(sizes):
     every += 1
-  if damaged:
-    notes.append(f'{folder.name}/: {damaged} lines are damaged or half written, and were left out')
-  if every > 1:
-    notes.append(f'{folder.name}/: one sampled step of every {every} is shown, or the page would be too large')
-  return [line for found in steps[::-every][::-1] for line in found], notes
+  return every
 
 
 def _lines(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:

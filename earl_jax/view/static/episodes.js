@@ -1,6 +1,6 @@
 // Episodes: a list that filters, one episode with its counterfactual, and the decision that is looked at.
 
-const SHOWN = 200;  // entries of the list at a time
+const SHOWN = 100;  // entries of the list at a time
 const episodes = data.episodes;
 
 /** All the decisions of both sides. */
