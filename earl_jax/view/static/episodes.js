@@ -162,7 +162,7 @@ function look(mark, focus = true) {
   const where = inside ? `in ${inOneLine(decision.environment || 'a call')}` : 'in language';
   const numbers = [
     ['log-probability', number(decision.log_prob)],
-    ...(decision.reference === undefined ? [] : [['… of the reference', number(decision.reference)]]),
+    ...(decision.reference === undefined ? [] : [['… reference', number(decision.reference)]]),
     ...(decision.entropy === undefined ? [] : [['entropy', number(decision.entropy)]]),
     ['advantage', part.advantage === undefined ? 'shared' : part.advantage === null ? 'not learned from' : signed(part.advantage)],
     ...(legal ? [['legal', legal]] : []),
