@@ -19,27 +19,25 @@ from typing import NamedTuple
 
 from absl import flags
 import jax
-import numpy as np
 
 from earl_jax.acting import policy
 from earl_jax.config import Config
 from earl_jax.config.paths import local_path
-from earl_jax.devices import processes, rows, sharding
+from earl_jax.devices import processes
 from earl_jax.learning.update import TrainState
 from earl_jax.run import cli, measure
 from earl_jax.run.checkpoint import Checkpointer, keep_reference, restore_reference
-from earl_jax.run.collect import collect, Experience
+from earl_jax.run.collect import collect
 from earl_jax.run.experiment import Experiment, set_up
 from earl_jax.run.learner import Learner
-from earl_jax.run.metrics import MetricsWriter, write_samples
+from earl_jax.run.metrics import MetricsWriter
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
+from earl_jax.run.samples import look_at, write_samples
 from earl_jax.run.stop_signal import StopSignal
 from earl_jax.run.workdir import claim_workdir
 
 __all__ = ['train']
-
-SAMPLES = 8  # trajectories written out at a time
 
 
 class Trained(NamedTuple):
@@ -81,7 +79,10 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         problems = draw(experiment, progress.curriculum.stage, step)
 
         # Rollouts.
-        experience = collect(experiment, learner.policy_of(state), problems, progress)
+        params = learner.policy_of(state)
+        experience = collect(experiment, params, problems, progress)
+        if step % config.sample_every == 0:  # before the update takes the parameters
+          write_samples(workdir, step, look_at(experiment, params, learner.reference, problems, experience))
 
         # Learning.
         state, learned = learner.update(state, experience, stage, step)
@@ -102,8 +103,6 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         # Report.
         metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
         writer.write(step, metrics)
-        if step % config.sample_every == 0:
-          write_samples(workdir, step, samples(experiment, experience))
 
         # Save.
         stopped = stop.reached(progress.step)
@@ -157,14 +156,6 @@ def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[
       if name in results[task.label]
   }
   return measure.is_solved(experiment.goal, results), metrics
-
-
-def samples(experiment: Experiment, experience: Experience) -> list[str]:
-  """Some rollouts of a batch as text."""
-  count = len(experience.advantages)
-  picks = np.arange(0, count, max(1, count // SAMPLES))
-  shown = rows.take(experience.factual, picks, sharding.replicated(experiment.mesh))
-  return [experiment.render(shown, row) for row in range(len(picks))]
 
 
 def final_table(experiment: Experiment, params: policy.Params, step: int, workdir: str | pathlib.Path) -> str:

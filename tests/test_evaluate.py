@@ -10,7 +10,7 @@ from earl_jax import evaluate
 from earl_jax.config import UserError
 from earl_jax.devices import sharding
 from earl_jax.learning import update
-from earl_jax.run import checkpoint, cli
+from earl_jax.run import checkpoint, cli, saved
 from earl_jax.run.experiment import set_up
 from earl_jax.run.workdir import claim_workdir
 from earl_jax.tasks.sorting import Order
@@ -72,15 +72,15 @@ def test_bad_tasks(run, monkeypatch, capsys, tasks, says):
 
 def test_task_without_its_environment(run):
   names = [e.spec.name for e in run[2].interface.environments]
-  assert [task.label for task in evaluate.find_tasks(run[2], ['order3', 'sort2', 'order3'])] == ['order3', 'sort2']
+  assert [task.label for task in saved.find_tasks(run[2], ['order3', 'sort2', 'order3'])] == ['order3', 'sort2']
 
   class Checked(Order):
     environments = ('check',)
 
   assert 'check' not in names
   experiment = dataclasses.replace(run[2], stages=(((Checked(3), 1.0),),))
-  with pytest.raises(UserError, match="--tasks=order3: it needs the environment 'check'"):
-    evaluate.find_tasks(experiment, ['order3'])
+  with pytest.raises(UserError, match="task 'order3': it needs the environment 'check'"):
+    saved.find_tasks(experiment, ['order3'])
 
 
 def test_no_checkpoint(run, tmp_path, monkeypatch, capsys):
@@ -92,8 +92,8 @@ def test_no_checkpoint(run, tmp_path, monkeypatch, capsys):
 
 def test_room_for_prompts_that_tell_how_environments_are_called(run):
   experiment = dataclasses.replace(run[2], config=dataclasses.replace(run[2].config, instructions=True))
-  tasks = [*evaluate.find_tasks(experiment, ['sort5'])]
-  wider = evaluate.with_room(experiment, tasks, samples=2, response_length=None)
+  tasks = [*saved.find_tasks(experiment, ['sort5'])]
+  wider = saved.with_room(experiment, tasks, samples=2, response_length=None)
   needed = len(experiment.prompt(tasks[0], tasks[0].example(0, 'test', 0)))
   assert needed > 2 * run[1].rollout.prompt_length and wider.config.rollout.prompt_length == needed
   assert wider.config.rollout.response_length == 2 * run[1].rollout.response_length
@@ -102,7 +102,7 @@ def test_room_for_prompts_that_tell_how_environments_are_called(run):
 def test_room_within_the_positions_of_the_model(run):
   """Twice the run's response if there are so many, else what there is; more is refused."""
   experiment = dataclasses.replace(run[2], model=dataclasses.replace(run[2].model, max_position_embeddings=90))
-  tasks = evaluate.find_tasks(experiment, ['sort2'])
-  assert evaluate.with_room(experiment, tasks, 2, None).config.rollout.response_length == 90 - 56
+  tasks = saved.find_tasks(experiment, ['sort2'])
+  assert saved.with_room(experiment, tasks, 2, None).config.rollout.response_length == 90 - 56
   with pytest.raises(UserError, match='--response_length=35: .* beyond the 90 positions'):
-    evaluate.with_room(experiment, tasks, 2, 35)
+    saved.with_room(experiment, tasks, 2, 35)

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line, samples. Process 0 only."""
+"""What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line. Process 0 only."""
 
 from collections.abc import Sequence
 import json
@@ -17,7 +17,7 @@ from tqdm import auto as tqdm_auto
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import Column
 
-__all__ = ['MetricsWriter', 'ProgressBar', 'write_samples']
+__all__ = ['MetricsWriter', 'ProgressBar']
 
 # metric -> how the progress line shows it, in this order; metrics that are not given are left out
 SHOWN = {
@@ -138,13 +138,3 @@ class ProgressBar:
     """Leaves the bar as it stands."""
     if self._bar is not None:
       self._bar.close()
-
-
-def write_samples(workdir: str | os.PathLike, step: int, samples: list[str]) -> None:
-  """Writes rollout texts to workdir/samples/step_000123.txt, each under a numbered heading."""
-  if jax.process_index() != 0:
-    return
-  folder = pathlib.Path(workdir) / 'samples'
-  folder.mkdir(exist_ok=True)
-  text = ''.join(f'===== sample {i} =====\n{sample}\n' for i, sample in enumerate(samples))
-  write_atomically(folder / f'step_{step:06d}.txt', text)

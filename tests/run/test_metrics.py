@@ -77,7 +77,6 @@ def test_events(tmp_path):
 def test_only_process_zero_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(metrics.jax, 'process_index', lambda: 1)
   run(tmp_path, 0, 2)
-  metrics.write_samples(tmp_path, 0, ['a'])
   assert not list(tmp_path.iterdir())
 
 
@@ -108,9 +107,3 @@ def test_bar_in_a_terminal(capfd, monkeypatch):
   progress.close()
   err = capfd.readouterr().err
   assert '4/4' in err and '\r' in err and 'sort5' in err
-
-
-def test_samples(tmp_path):
-  metrics.write_samples(tmp_path, 123, ['one', 'two\nlines'])
-  text = (tmp_path / 'samples' / 'step_000123.txt').read_text()
-  assert text == '===== sample 0 =====\none\n===== sample 1 =====\ntwo\nlines\n'
