@@ -17,7 +17,6 @@ from earl_jax.environments.hidden_items import HiddenItems, MAX_ITEMS
 from earl_jax.tasks.sorting import Compare, fewest_swaps, last_answer, Order, Sort, swap_efficiency
 from tests.environments.tokenizers import StubTokenizer
 
-
 TAG = re.compile('</?answer>')
 
 
