@@ -42,7 +42,9 @@ def export(experiment: Experiment, params: policy.Params, folder: pathlib.Path, 
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f'--out={folder}: there is something already; choose a new folder')
   with hf.replacing(folder) as new:
-    hf.write_checkpoint(new, experiment.model, params['model'], experiment.tokenizer.eos_token_id, max_bytes)
+    first, *others = experiment.end_tokens
+    end = [first, *others] if others else first  # as config.json has it
+    hf.write_checkpoint(new, experiment.model, params['model'], end, max_bytes)
     experiment.tokenizer.save_pretrained(new)
     described = expanded_head.manifest(experiment.interface, experiment.config.interface)
     expanded_head.write(new, described, params.get('expanded_head'))

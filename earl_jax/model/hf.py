@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from earl_jax.config import UserError
 from earl_jax.model import transformer
-from earl_jax.model.families import config_fields, read_config
+from earl_jax.model.families import config_fields, read_config, read_json
 from earl_jax.model.transformer import ModelConfig
 
 __all__ = ['load_params', 'locate', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
@@ -28,6 +28,7 @@ __all__ = ['load_params', 'locate', 'read_config', 'replacing', 'save_checkpoint
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'  # of a checkpoint in several files
 READ_BYTES = 2**20  # at a time
+FLOATS = ('F32', 'F16', 'BF16')
 
 # Path in our tree -> (name there, axes there, axes here). Axis letters as in transformer.py. `NH D` means that N and H
 # are one axis there: torch keeps the weight of a Linear as [out, in], heads flattened.
@@ -53,7 +54,8 @@ LAYER = {
     ('up', 'kernel'): ('mlp.up_proj.weight', 'F D', 'DF'),
     ('down', 'kernel'): ('mlp.down_proj.weight', 'D F', 'FD'),
 }
-UNUSED = ('lm_head.weight', '.rotary_emb.inv_freq')  # endings of what may be there besides: tied heads, old tables
+# What may be there besides: the head where it is tied; old tables, by their ending.
+HEAD, ROTATION = 'lm_head.weight', '.rotary_emb.inv_freq'
 
 
 def locate(model: str | pathlib.Path) -> pathlib.Path:
@@ -162,13 +164,15 @@ def _read(
 
 
 def save_checkpoint(
-    folder: str | pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int, max_bytes: int = 5 * 10**9
+    folder: str | pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int | list[int],
+    max_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes config.json and the weights (float32), as `transformers` reads them; other files in `folder` stay.
 
   Until all is written, `folder` stays what it was.
 
   Args:
+    eos_token_id: what ends an episode, one token or several.
     params: NumPy or jax arrays, of which this process can see all shards. They are fetched one file at a time.
     max_bytes: of a file; more weights are written as several.
   """
@@ -180,7 +184,8 @@ def save_checkpoint(
 
 
 def write_checkpoint(
-    folder: pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int, max_bytes: int = 5 * 10**9
+    folder: pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int | list[int],
+    max_bytes: int = 5 * 10**9,
 ) -> None:
   """`save_checkpoint` into a new folder."""
   flat, sizes = traverse_util.flatten_dict(params), _axis_sizes(config)
@@ -281,29 +286,55 @@ def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, sha
             f'{where}: tensor {name!r} has shape {shape}, config.json asks for {expected}; '
             'copy weights and config.json again'
         )
-      if tensor.get_dtype() not in ('F32', 'F16', 'BF16'):
+      if tensor.get_dtype() not in FLOATS:
         raise UserError(
             f'{where}: tensor {name!r} holds {tensor.get_dtype()}, supported is F32, F16 or BF16; use a checkpoint '
             'that is not quantised'
         )
       unknown.discard(name)
-  unknown = sorted(name for name in unknown if not name.endswith(UNUSED))
-  if unknown:
-    raise UserError(
-        f'{where}: tensor {unknown[0]!r} has no place in the model of config.json; copy weights and config.json again'
-    )
+  for name in sorted(unknown):
+    if name != HEAD and not name.endswith(ROTATION):
+      raise UserError(
+          f'{where}: tensor {name!r} has no place in the model of config.json; copy weights and config.json again'
+      )
+    remedy = 'set tie_word_embeddings to false' if name == HEAD else 'copy weights and config.json again'
+    if not _is_used(folder, files, name, config):
+      raise UserError(f'{where}: tensor {name!r} is not what config.json puts in its place; {remedy}')
+
+
+def _is_used(folder: pathlib.Path, files: dict[str, str], name: str, config: ModelConfig) -> bool:
+  """Whether a tensor that is not read equals what the model has in its place: the embedding, or its rotations."""
+  tensor = _open(folder / files[name]).get_slice(name)
+  shape = (config.vocab_size, config.hidden_size) if name == HEAD else (config.head_dim // 2,)
+  if tuple(tensor.get_shape()) != shape or tensor.get_dtype() not in FLOATS:
+    return False
+  if name != HEAD:  # tables were written in half precision too
+    return np.allclose(tensor[:].astype(np.float32), transformer.rotation_speeds(config), rtol=1e-2, atol=1e-6)
+  other = TOP['embedding',][0]
+  step = max(1, READ_BYTES // (4 * config.hidden_size))
+  for first in range(0, config.vocab_size, step):
+    rows = slice(first, min(first + step, config.vocab_size))
+    one, two = (_open(folder / files[x]).get_slice(x)[rows].astype(np.float32) for x in (name, other))
+    if not np.array_equal(one, two):
+      return False
+  return True
 
 
 def _files(folder: pathlib.Path) -> dict[str, str]:
   """The name of the file that holds each tensor."""
   if (folder / WEIGHTS).is_file():
     return dict.fromkeys(_open(folder / WEIGHTS).keys(), WEIGHTS)
-  try:
-    return {name: str(file) for name, file in json.loads((folder / INDEX).read_text('utf-8'))['weight_map'].items()}
-  except OSError:
-    raise UserError(f'model {str(folder)!r}: {WEIGHTS} is missing; give the folder of a whole checkpoint') from None
-  except (ValueError, KeyError, TypeError, AttributeError):
-    raise UserError(f'model {str(folder)!r}: {INDEX} cannot be read; copy it again') from None
+  where = f'model {str(folder)!r}'
+  if not (folder / INDEX).is_file():
+    raise UserError(f'{where}: {WEIGHTS} is missing; give the folder of a whole checkpoint')
+  index = read_json(folder, INDEX).get('weight_map')
+  if not isinstance(index, dict) or any(pathlib.PurePath(str(file)).name != file for file in index.values()):
+    raise UserError(f'{where}: {INDEX} cannot be read, expected names of files beside it by tensor; copy it again')
+  for file in sorted(set(index.values())):
+    for name in _open(folder / file).keys():
+      if index.get(name) != file:
+        raise UserError(f'{where}: {file} holds tensor {name!r}, {INDEX} does not say so; copy weights and index again')
+  return index
 
 
 def _open(path: pathlib.Path) -> safe_open:

@@ -42,6 +42,7 @@ class Experiment:
 
   Attributes:
     stages: per curriculum stage, its tasks with their shares of the prompts.
+    end_tokens: ids that end an episode, that of the tokenizer first.
   """
 
   config: Config
@@ -50,6 +51,7 @@ class Experiment:
   model: ModelConfig
   interface: ExpandedInterface
   stages: tuple[tuple[tuple[Task, float], ...], ...]
+  end_tokens: tuple[int, ...]
 
   @property
   def slots(self) -> int:
@@ -72,7 +74,7 @@ class Experiment:
   def decoding(self, group: int = 1, temperature: float = 1.0) -> Decoding:
     """What the decode loop has to know of the run."""
     return Decoding(
-        model=self.model, interface=self.interface, eos=self.tokenizer.eos_token_id,
+        model=self.model, interface=self.interface, end_tokens=self.end_tokens,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
         min_rows=MIN_ROWS if self.mesh.size == 1 else None,
         segments=2 if self.config.rollout.response_length >= LONG else 1,
@@ -262,10 +264,11 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
   kernel = attention.kernel(config.attention, config.dtype, model.head_dim)
   model = dataclasses.replace(model, attention=kernel)
-  if model.vocab_size < len(tokenizer):
+  vocab_size = tokenizer_lib.vocabulary_size(tokenizer)
+  if model.vocab_size < vocab_size:
     raise UserError(
-        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '
-        'entries; use the tokenizer the model was trained with'
+        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has ids up to '
+        f'{vocab_size - 1}; use the tokenizer the model was trained with'
     )
   stages = tuple(
       tuple((make_task(name, **options), share) for name, options, share in stage.tasks) for stage in config.curriculum
@@ -273,9 +276,11 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   environments = _environments_of_run([task for stage in stages for task, _ in stage])
   check_mesh(config, mesh)
   encode = functools.partial(tokenizer_lib.encode, tokenizer)
-  interface = INTERFACES[config.interface](len(tokenizer), environments, encode)
+  interface = INTERFACES[config.interface](vocab_size, environments, encode)
+  tokenizer_lib.check_spelling(tokenizer, [action.description for action in interface.space.actions])
   experiment = Experiment(
-      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages
+      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages,
+      end_tokens=tokenizer_lib.end_tokens(folder, tokenizer),
   )
   _check_instances(experiment)
   return experiment

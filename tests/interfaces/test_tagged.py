@@ -55,7 +55,7 @@ def episodes(environment: int, key: int = 0, kind=tagged.TaggedInterface):
   replay = force(nothing, interface(kind).route(environment))
   trajectory = rollout.rollout(
       params(kind), prompts, jnp.arange(ROWS), jax.random.key(key), replay,
-      decoding=Decoding(model=core.MODEL, interface=interface(kind), eos=EOS, pad=0, slots=SLOTS),
+      decoding=Decoding(model=core.MODEL, interface=interface(kind), end_tokens=(EOS,), pad=0, slots=SLOTS),
   )
   return jax.tree.map(np.asarray, trajectory)
 
