@@ -241,6 +241,29 @@ def test_a_vocabulary_padded_beyond_the_tokenizer(tmp_path):
     set_up(tiny.parsed(folder))
 
 
+def test_a_vocabulary_with_gaps(tmp_path):
+  count = len(tokenizer_lib.load_tokenizer(tiny.write_model(tmp_path / 'plain')))
+  for rows in (count + 8, count + 7):
+    folder = write_model(tmp_path / str(rows), vocab_size=rows)
+    change(folder / 'tokenizer.json', lambda whole: whole['model']['vocab'].update(zzz=count + 7))
+    if rows > count + 7:
+      assert set_up(tiny.parsed(folder))[0].interface.space.vocab_size == count + 8
+    else:
+      with pytest.raises(UserError, match=f'but the tokenizer has ids up to {count + 7}; use the tokenizer'):
+        set_up(tiny.parsed(folder))
+
+
+def test_several_end_tokens_are_kept(run, tmp_path):
+  _, config, experiment, params = run
+  assert experiment.end_tokens == (2,)
+  several = dataclasses.replace(experiment, end_tokens=(2, 0, 1))
+  export.export(several, params, tmp_path / 'out')
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+  assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == [2, 0, 1]
+  again = set_up(dataclasses.replace(config, model=str(tmp_path / 'out')))[0]
+  assert again.end_tokens == again.decoding().end_tokens == (2, 0, 1)
+
+
 def test_a_model_that_is_nowhere():
   with pytest.raises(UserError, match="model '/nowhere/at/all': no such folder, nor the id of a model"):
     set_up(tiny.parsed('/nowhere/at/all'))

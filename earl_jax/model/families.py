@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from earl_jax.config import UserError
 from earl_jax.model.transformer import ModelConfig, RopeScaling
 
-__all__ = ['config_fields', 'FAMILIES', 'read_config', 'read_json', 'shown']
+__all__ = ['config_fields', 'FAMILIES', 'read_config', 'read_json', 'shown', 'told']
 
 
 class Family(NamedTuple):
@@ -39,6 +39,9 @@ SIZES = (
     'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim',  # last: they may follow from the others
 )
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
+
 LARGEST = 2**24  # of a size: far beyond any model, and products of a few still count bytes
 
 
@@ -128,15 +131,20 @@ def read_json(folder: str | pathlib.Path, name: str, kind: str = 'model') -> dic
   except OSError:
     raise UserError(f'{where} is missing; give the folder of a Hugging Face checkpoint') from None
   except (ValueError, RecursionError) as error:
-    raise UserError(f'{where} is no valid JSON ({error}); copy it again') from None
+    raise UserError(f'{where} is no valid JSON ({told(error)}); copy it again') from None
   if not isinstance(value, dict):
     raise UserError(f'{where} holds a {type(value).__name__}, expected an object; copy it again')
   return value
 
 
 def shown(value: Any) -> str:
-  """A value from a file as messages show it: in one line, and no more than the beginning of what is long."""
-  return reprlib.repr(value)
+  """A value from a file as messages show it: in one line, and shortened where it is long."""
+  return _SHORT.repr(value)
+
+
+def told(error: Exception) -> str:
+  """What an exception of another library says, in one line that is not too long."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _sizes(fields: dict[str, Any], family: Family, where: str) -> dict[str, int]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
@@ -20,13 +21,14 @@ from safetensors.numpy import save_file
 
 from earl_jax.config import UserError
 from earl_jax.model import transformer
-from earl_jax.model.families import config_fields, read_config, read_json
+from earl_jax.model.families import config_fields, read_config, read_json, shown, told
 from earl_jax.model.transformer import ModelConfig
 
 __all__ = ['load_params', 'locate', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'  # of a checkpoint in several files
+FILE = r'[\w.-]{1,255}'  # what these may be called: they are beside it
 READ_BYTES = 2**20  # at a time
 FLOATS = ('F32', 'F16', 'BF16')
 
@@ -85,9 +87,9 @@ def locate(model: str | pathlib.Path) -> pathlib.Path:
         f'{where}, and the Hugging Face hub shows you no such model; check the id, or log in with `hf auth login`'
     ) from None
   except Exception as error:  # of the hub's library and of the ones below it
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise UserError(
-        f'{where}, and it cannot be fetched from the Hugging Face hub ({reason}); give a folder, or mend the connection'
+        f'{where}, and it cannot be fetched from the Hugging Face hub ({told(error)}); give a folder, or '
+        'mend the connection'
     ) from None
 
 
@@ -279,7 +281,7 @@ def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, sha
       try:
         tensor = opened(folder / files[name]).get_slice(name)
       except SafetensorError as error:
-        raise UserError(f'{where}: tensor {name!r}: {error}; copy weights and index again') from None
+        raise UserError(f'{where}: tensor {name!r}: {told(error)}; copy weights and index again') from None
       shape, expected = tuple(tensor.get_shape()), tuple(math.prod(sizes[a] for a in g) for g in there.split())
       if shape != expected:
         raise UserError(
@@ -295,11 +297,11 @@ def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, sha
   for name in sorted(unknown):
     if name != HEAD and not name.endswith(ROTATION):
       raise UserError(
-          f'{where}: tensor {name!r} has no place in the model of config.json; copy weights and config.json again'
+          f'{where}: tensor {shown(name)} has no place in the model of config.json; copy weights and config.json again'
       )
     remedy = 'set tie_word_embeddings to false' if name == HEAD else 'copy weights and config.json again'
     if not _is_used(folder, files, name, config):
-      raise UserError(f'{where}: tensor {name!r} is not what config.json puts in its place; {remedy}')
+      raise UserError(f'{where}: tensor {shown(name)} is not what config.json puts in its place; {remedy}')
 
 
 def _is_used(folder: pathlib.Path, files: dict[str, str], name: str, config: ModelConfig) -> bool:
@@ -328,12 +330,13 @@ def _files(folder: pathlib.Path) -> dict[str, str]:
   if not (folder / INDEX).is_file():
     raise UserError(f'{where}: {WEIGHTS} is missing; give the folder of a whole checkpoint')
   index = read_json(folder, INDEX).get('weight_map')
-  if not isinstance(index, dict) or any(pathlib.PurePath(str(file)).name != file for file in index.values()):
+  if not isinstance(index, dict) or not all(re.fullmatch(FILE, str(file)) for file in index.values()):
     raise UserError(f'{where}: {INDEX} cannot be read, expected names of files beside it by tensor; copy it again')
+  index = {name: str(file) for name, file in index.items()}
   for file in sorted(set(index.values())):
     for name in _open(folder / file).keys():
       if index.get(name) != file:
-        raise UserError(f'{where}: {file} holds tensor {name!r}, {INDEX} does not say so; copy weights and index again')
+        raise UserError(f'{where}: tensor {shown(name)} of {file} is not in {INDEX}; copy weights and index again')
   return index
 
 
@@ -343,4 +346,4 @@ def _open(path: pathlib.Path) -> safe_open:
   except FileNotFoundError:
     raise UserError(f'model {str(path.parent)!r}: {path.name} is missing; copy the whole checkpoint') from None
   except (SafetensorError, OSError) as error:
-    raise UserError(f'model {str(path.parent)!r}: {path.name} is damaged ({error}); copy it again') from None
+    raise UserError(f'model {str(path.parent)!r}: {path.name} is damaged ({told(error)}); copy it again') from None

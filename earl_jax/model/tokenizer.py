@@ -6,7 +6,7 @@ import pathlib
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
-from earl_jax.model.families import read_json, shown
+from earl_jax.model.families import read_json, shown, told
 
 __all__ = ['chat_prompt', 'check_spelling', 'encode', 'end_tokens', 'load_tokenizer', 'vocabulary_size']
 
@@ -28,7 +28,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     read = tokenizer.get_vocab()
   except Exception as error:  # the Rust parser raises bare Exceptions
-    raise UserError(f'{where} cannot be read ({_told(error)}); copy its files again') from None
+    raise UserError(f'{where} cannot be read ({told(error)}); copy its files again') from None
   if tokenizer.eos_token_id is None:
     raise UserError(f'{where}: no eos_token in tokenizer_config.json; name one')
   written = _written_ids(folder)
@@ -105,7 +105,7 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assi
     try:
       text = _rendered(tokenizer, {'system': system, 'user': user}, in_parts)
     except Exception as error:  # a template is a program: it can raise anything; some refuse a system message
-      failure = failure or f'fails ({_told(error)})'
+      failure = failure or f'fails ({told(error)})'
       continue
     missing = _left_out(text, {'system': system, 'user': user})
     if not missing:
@@ -138,7 +138,3 @@ def _left_out(text: str, contents: dict[str, str]) -> str:
 
 def _length(message: tuple[str, str]) -> int:
   return len(message[1])
-
-
-def _told(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
