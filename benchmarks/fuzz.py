@@ -257,7 +257,7 @@ def changed(rng: np.random.Generator, content: bytes) -> bytes:
 
 def damaged(rng: np.random.Generator, content: bytes) -> bytes:
   """Bytes flipped, cut off, put in between or replaced."""
-  kind, at = rng.integers(4), int(rng.integers(len(content)))
+  kind, at = rng.integers(4), int(rng.integers(len(content) + 1))
   if kind == 0:
     return content[:at]
   if kind == 1:

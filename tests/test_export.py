@@ -190,6 +190,9 @@ def test_damaged_head_or_manifest(run, exported):
   refused(run, exported, 'expanded_head.safetensors cannot be read')
   save_file({'expanded_head': np.zeros((2, 3), np.float32)}, head)
   refused(run, exported, 'expanded_head.safetensors is float32[2, 3], expected float32[')
+  for names in (['expanded_head', 'other'], ['other']):
+    save_file(dict.fromkeys(names, np.zeros((2, 3), np.float32)), head)
+    refused(run, exported, 'expanded_head.safetensors cannot be read')
   head.unlink()
   refused(run, exported, 'expanded_head.safetensors cannot be read')
   head.write_bytes(whole)
@@ -208,6 +211,8 @@ def test_tagged_policies_have_no_head(run, tmp_path):
   again = dataclasses.replace(config, model=str(tmp_path / 'out'))
   chex.assert_trees_all_equal(set_up(again)[1], params)
   refused(run, tmp_path / 'out', "has interface='tagged', this run has 'expanded'")
+  save_file({'expanded_head': np.zeros((2, 3), np.float32)}, tmp_path / 'out' / 'expanded_head.safetensors')
+  refused(run, tmp_path / 'out', 'expanded_head.safetensors has no use', interface='tagged')
 
 
 def test_nothing_is_overwritten(run, tmp_path, capsys, monkeypatch):
