@@ -59,8 +59,10 @@ def export(
     if adapters:
       peft.write_adapters(new, params['adapters'], config.lora, config.model)
     else:
+      first, *others = experiment.end_tokens
+      end = [first, *others] if others else first  # as config.json has it
       whole = policy.merged(params, experiment.model, 'float32')['model']
-      hf.write_checkpoint(new, experiment.model, whole, experiment.tokenizer.eos_token_id, max_bytes)
+      hf.write_checkpoint(new, experiment.model, whole, end, max_bytes)
     experiment.tokenizer.save_pretrained(new)
     described = expanded_head.manifest(experiment.interface, config.interface)
     expanded_head.write(new, described, params.get('expanded_head'))

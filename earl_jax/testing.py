@@ -66,7 +66,7 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
   bound = getattr(made, 'max_observation', None)
   _require(isinstance(bound, int), f'{kind.__name__}: __init__ sets no max_observation')
   _require(isinstance(made.version, int) and made.version >= 1, f'{kind.__name__}: version is no number from 1 on')
-  space = ActionSpace(len(_tokenizer()), [made.spec], _encode)
+  space = ActionSpace(tokenizer_lib.vocabulary_size(_tokenizer()), [made.spec], _encode)
   _require(len(space.environment_actions[0]) == len(made.spec.actions), f'{kind.__name__}: an action is named twice')
   _require(len(instances) > 0, 'give at least one instance')
   reached = np.zeros(len(made.spec.actions), bool)
@@ -151,7 +151,7 @@ def check_task(
     AssertionError: it does not.
     UserError: an environment cannot be found or built.
   """
-  interface = ExpandedInterface(len(_tokenizer()), environments_of(task), _encode)
+  interface = ExpandedInterface(tokenizer_lib.vocabulary_size(_tokenizer()), environments_of(task), _encode)
   drawn = {
       split: [task.example(seed, split, index) for index in range(examples)] for split in ('train', 'test')
   }

@@ -75,7 +75,8 @@ def experiment(mesh=None, **algorithm: Any) -> Experiment:
   )
   if mesh is None:
     mesh = one_device()
-  return Experiment(config, mesh, tokenizer(), MODEL, interface(), ((*((task, 1.0) for task in tasks()),),))
+  stage = tuple((task, 1.0) for task in tasks())
+  return Experiment(config, mesh, tokenizer(), MODEL, interface(), (stage,), (tokenizer().eos_token_id,))
 
 
 @functools.cache

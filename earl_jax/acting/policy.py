@@ -2,7 +2,7 @@
 
 Sampling, training log-probabilities and CPO's position scores all come from `distribution`: there is no second mask.
 
-Axes: D hidden, V vocabulary (`len(tokenizer)`), E expanded actions; `…` any leading axes.
+Axes: D hidden, V vocabulary (ids of the tokenizer), E expanded actions; `…` any leading axes.
 """
 
 from typing import NamedTuple

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
 
-__all__ = ['config_fields', 'is_gguf', 'open_file', 'tokenizer_of']
+__all__ = ['config_fields', 'is_gguf', 'open_file', 'token_ids', 'tokenizer_of']
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 SIZES = {  # name in config.json -> key there, behind the architecture
@@ -202,6 +202,11 @@ def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
       tokenizer_object=tokenizer, chat_template=fields.get('tokenizer.chat_template'),
       clean_up_tokenization_spaces=False, **special,
   )
+
+
+def token_ids(path: str | pathlib.Path) -> dict[str, int]:
+  """Token -> id, as the file has them."""
+  return {token: i for i, token in enumerate(_fields(path)['tokenizer.ggml.tokens'])}
 
 
 def _ends(fields: dict[str, Any]) -> list[int]:

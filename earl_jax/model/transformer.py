@@ -41,7 +41,7 @@ class ModelConfig:
   """Shape of the decoder, in the names of Hugging Face's config.json.
 
   Attributes:
-    vocab_size: rows of the embedding, padding rows included; may exceed `len(tokenizer)`.
+    vocab_size: rows of the embedding, padding rows included; may exceed the tokenizer's ids.
     attention_bias: which of the projections q, k, v and o have a bias, such as 'qkv' (Qwen2) or '' (Qwen3, Llama).
     qk_norm: queries and keys are normalised head by head (Qwen3).
     max_position_embeddings: what the checkpoint says it was made for; nothing here depends on it.

@@ -23,7 +23,7 @@ from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
 from earl_jax.learning.batches import rows_per_prompt
-from earl_jax.model import attention, hf, lora, peft, transformer
+from earl_jax.model import attention, hf, hub, lora, peft, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
@@ -45,6 +45,7 @@ class Experiment:
 
   Attributes:
     stages: per curriculum stage, its tasks with their shares of the prompts.
+    end_tokens: ids that end an episode, that of the tokenizer first.
   """
 
   config: Config
@@ -53,6 +54,7 @@ class Experiment:
   model: ModelConfig
   interface: ExpandedInterface
   stages: tuple[tuple[tuple[Task, float], ...], ...]
+  end_tokens: tuple[int, ...]
 
   @property
   def slots(self) -> int:
@@ -75,7 +77,7 @@ class Experiment:
   def decoding(self, group: int = 1, temperature: float = 1.0) -> Decoding:
     """What the decode loop has to know of the run."""
     return Decoding(
-        model=self.model, interface=self.interface, eos=self.tokenizer.eos_token_id,
+        model=self.model, interface=self.interface, end_tokens=self.end_tokens,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
         min_rows=MIN_ROWS if self.mesh.size == 1 else None,
         segments=2 if self.config.rollout.response_length >= LONG else 1,
@@ -239,7 +241,7 @@ def _offered_names(task: Task) -> tuple[str, ...]:
 
 def model_folder(config: Config) -> pathlib.Path:
   """Where the checkpoint is that the run starts from; raises UserError where it is nowhere."""
-  return EMBEDDED if config.model == 'embedded' else hf.locate(config.model)
+  return EMBEDDED if config.model == 'embedded' else hub.locate(config.model)
 
 
 def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -267,10 +269,11 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
         f'config.rollout: prompt_length + response_length = {slots}, but the model was made for {positions} positions; '
         'choose less'
     )
-  if model.vocab_size < len(tokenizer):
+  vocab_size = tokenizer_lib.vocabulary_size(tokenizer)
+  if model.vocab_size < vocab_size:
     raise UserError(
-        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '
-        'entries; use the tokenizer the model was trained with'
+        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has ids up to '
+        f'{vocab_size - 1}; use the tokenizer the model was trained with'
     )
   stages = tuple(
       tuple((make_task(name, **options), share) for name, options, share in stage.tasks) for stage in config.curriculum
@@ -278,9 +281,11 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   environments = _environments_of_run([task for stage in stages for task, _ in stage])
   check_mesh(config, mesh)
   encode = functools.partial(tokenizer_lib.encode, tokenizer)
-  interface = INTERFACES[config.interface](len(tokenizer), environments, encode)
+  interface = INTERFACES[config.interface](vocab_size, environments, encode)
+  tokenizer_lib.check_spelling(tokenizer, [action.description for action in interface.space.actions])
   experiment = Experiment(
-      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages
+      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages,
+      end_tokens=tokenizer_lib.end_tokens(folder, tokenizer),
   )
   check_instances(experiment.first_examples, experiment.tasks, interface)
   return experiment

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from earl_jax.config import UserError
-from earl_jax.model import hf, tokenizer
+from earl_jax.model import hf, hub, tokenizer
 from tests import conftest
 from tests.model import checkpoints, gguf_files, reference
 
@@ -178,4 +178,4 @@ def test_damaged_files(tmp_path):
     with pytest.raises(UserError, match='no whole GGUF file'):
       load(path)
   with pytest.raises(UserError, match='no such folder or GGUF file'):
-    hf.locate(tmp_path / 'absent.gguf')
+    hub.locate(tmp_path / 'absent.gguf')
