@@ -252,7 +252,7 @@ def main(values: flags.FlagValues) -> None:
   config = cli.read_config(values)[1]
   mesh = abstract_mesh(config.mesh, values.devices)
   check_mesh(config, mesh)
-  one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  one = sharding.make_mesh(config_lib.MeshConfig(), sharding.all_devices()[:1])
   print(table(make(prepare(config, model_folder(config), one), mesh), config, values.devices))
 
 

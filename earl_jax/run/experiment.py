@@ -27,6 +27,7 @@ from earl_jax.model import attention, hf, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
+from earl_jax.run.rewards import checked
 from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
@@ -181,7 +182,7 @@ class Experiment:
       finished, text = bool(episode.finished), ''
       if task.reads_text:  # without the end-of-sequence token
         text = self.tokenizer.decode(episode.tokens[length : episode.end - finished])
-      outcome = task.outcome(example.instance, episode.states, text, finished)
+      outcome = checked(task, example, task.outcome(example.instance, episode.states, text, finished))
       decisions = walk(episode, self.interface.space)
       spent = {
           'decisions': len(decisions.slot), 'response_length': int(episode.end) - length, 'calls': decisions.calls,

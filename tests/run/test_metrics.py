@@ -114,3 +114,13 @@ def test_samples(tmp_path):
   metrics.write_samples(tmp_path, 123, ['one', 'two\nlines'])
   text = (tmp_path / 'samples' / 'step_000123.txt').read_text()
   assert text == '===== sample 0 =====\none\n===== sample 1 =====\ntwo\nlines\n'
+
+
+def test_damaged_lines_are_left_out(tmp_path, caplog):
+  lines = [b'{"step": 0, "text": "a\\u2028b\xe2\x80\xa8c"}\n', b'{"step": \xff}\n', b'[1]\n',
+           b'{"stop": 1}\n', b'{"step": 1}\n']
+  (tmp_path / 'metrics.jsonl').write_bytes(b''.join(lines) + b'{"step": 2')
+  with metrics.MetricsWriter(tmp_path, 9, 2):
+    pass
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
+  assert '3 damaged lines are left out' in caplog.text
