@@ -204,7 +204,7 @@ def tell(facts: dict, out: str | None) -> None:
   text = json.dumps(facts)
   print(text)
   if out:
-    pathlib.Path(out).write_text(text + '\n')
+    pathlib.Path(out).write_text(text + '\n', 'utf-8')
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

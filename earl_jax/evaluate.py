@@ -48,8 +48,8 @@ def main(values: flags.FlagValues) -> None:
   for label, sampled in sampling.items():
     results[label] |= {'sampled': sampled, 'step': step}
   measure.add_references(experiment, tasks, results, values.samples)
-  measure.write_evaluation(workdir, tasks, results)
-  print(f'{workdir}, after {step} steps\n{measure.table(tasks, results)}')
+  print(f'{workdir}, after {step} steps\n{measure.table(tasks, results)}', flush=True)
+  measure.write_evaluation(workdir, tasks, results)  # after the table, which a folder that is read-only must not cost
 
 
 if __name__ == '__main__':

@@ -3,9 +3,13 @@
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4 [--config.seed=1 ...]
 
 The same command resumes a run that was stopped or killed, as if nothing had happened. SIGTERM and Ctrl-C save a
-checkpoint after the step in progress and exit with status 0; a second one ends at once. With --distributed the status
-is 75 then, for the engine that runs the job to start it again. Exit status 2: something in the command or the config
-has to be mended, and one line says what.
+checkpoint after the step in progress and exit with status 0, and so does the end of the terminal (SIGHUP); a second one
+ends at once, and so does the first while there is nothing to save. With --distributed the status is 75 then, for the
+engine that runs the job to start it again. Exit status 2: something in the command or the config has to be mended, and
+one line says what.
+
+An update that is not finite is not applied. Where they come several steps in a row the run ends with status 2; its
+newest checkpoint is from before them. One run at a time can have a workdir; other programs may read there.
 
 The workdir holds config.json and versions.json (what the run is), metrics.jsonl and TensorBoard events, samples/,
 checkpoints/ and, at the end, evaluation.json.
@@ -21,7 +25,7 @@ from absl import flags
 import jax
 
 from earl_jax.acting import policy
-from earl_jax.config import Config
+from earl_jax.config import Config, UserError
 from earl_jax.config.paths import local_path
 from earl_jax.devices import processes
 from earl_jax.learning.update import TrainState
@@ -35,9 +39,11 @@ from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from earl_jax.run.samples import look_at, write_samples
 from earl_jax.run.stop_signal import StopSignal
-from earl_jax.run.workdir import claim_workdir
+from earl_jax.run.workdir import claim_workdir, hold_workdir, require_written_by
 
 __all__ = ['train']
+
+PATIENCE = 5  # steps in a row that may have an update that is not finite
 
 
 class Trained(NamedTuple):
@@ -57,20 +63,27 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
     workdir: created if need be.
 
   Raises:
-    UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
+    UserError: the config cannot be carried out, the workdir belongs to another run, is in use or cannot be used, or the
+      policy's numbers are not finite any more.
   """
   workdir = local_path(workdir, 'workdir')
   experiment, params = set_up(config)
-  claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
-  learner = Learner(experiment, params)
+  with hold_workdir(workdir):
+    claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
+    return learn(experiment, params, workdir)
 
-  with Checkpointer(workdir) as checkpointer, StopSignal() as stop:
+
+def learn(experiment: Experiment, params: policy.Params, workdir: str | pathlib.Path) -> Trained:
+  """What `train` does once it has its workdir; `params` are those of the beginning."""
+  config, learner = experiment.config, Learner(experiment, params)
+  _, frozen = policy.split(params)
+  with Checkpointer(workdir, frozen=frozen) as checkpointer, StopSignal() as stop:
     progress, state = begin_or_resume(experiment, learner, checkpointer, params, workdir)
     del params  # the first update donates their buffers
     columns = measure.columns_of(experiment.goal)
     if not progress.over(config):
       learner.compile_beside()
-    stopped = False
+    saved, broken, due, stopped = progress.step, 0, False, False
     with MetricsWriter(workdir, config.steps, progress.step, columns) as writer:
       while not progress.over(config) and not stopped:
         began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
@@ -87,6 +100,9 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         # Learning.
         state, learned = learner.update(state, experience, stage, step)
         seconds = time.monotonic() - began
+        broken = broken + 1 if learned['broken_updates'] else 0
+        if broken == PATIENCE:
+          raise not_finite(workdir, progress.step, saved)
 
         # Progress.
         metrics = {'stage': progress.curriculum.stage} | experience.metrics | learned
@@ -104,24 +120,29 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
         writer.write(step, metrics)
 
-        # Save.
+        # Save; what is broken only once it is sound again.
         stopped = stop.reached(progress.step)
-        if stopped or progress.step % config.checkpoint_every == 0:
+        due |= stopped or progress.over(config) or progress.step % config.checkpoint_every == 0
+        if due and not broken:
           checkpointer.save(progress.step, state, progress.to_meta(config))
-      checkpointer.save(progress.step, state, progress.to_meta(config))
+          saved, due = progress.step, False
 
-  if not stopped:
-    text = final_table(experiment, learner.policy_of(state), progress.step, workdir)
-    if progress.stops_early(config):
-      text += (
-          f'\n\nsolved in {progress.solved} evaluations in a row, {config.steps - progress.step} steps early; '
-          'the same command with --config.stop_at_solved=False goes on, to solve them with fewer calls'
-      )
+  if stopped:
+    tell(f'stopped, {saved} of {config.steps} steps saved in {workdir}; the same command goes on from there')
   else:
-    text = f'stopped, {progress.step} of {config.steps} steps saved in {workdir}; the same command goes on from there'
-  if jax.process_index() == 0:
-    print(text)
+    if broken:
+      raise not_finite(workdir, progress.step - 1, saved)
+    final_evaluation(experiment, learner.policy_of(state), progress, workdir)
   return Trained(experiment, learner.policy_of(state), state, stopped)
+
+
+def not_finite(workdir: str | pathlib.Path, step: int, saved: int) -> UserError:
+  """What ends a run whose updates up to `step` (from 0) are not finite, with its newest checkpoint of `saved` steps."""
+  kept = f'the checkpoint of {saved} steps is from before that' if saved else 'nothing is saved'
+  return UserError(
+      f'{workdir}: loss, gradient or parameters are not finite at step {step} and before; {kept}; choose a lower '
+      'config.optimizer.learning_rate, and another --workdir'
+  )
 
 
 def begin_or_resume(
@@ -138,6 +159,7 @@ def begin_or_resume(
   if restored is None:
     return Progress.first(experiment.interface.space.num_environments), learner.begin(params)
   step, state, meta = restored
+  require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
   progress = Progress.from_meta(config, step, meta)
   if config.algorithm.kl and any(stage.imitate for stage in config.curriculum[: progress.curriculum.stage]):
     learner.refer_to(restore_reference(workdir, learner.abstract.params))
@@ -158,15 +180,29 @@ def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[
   return measure.is_solved(experiment.goal, results), metrics
 
 
-def final_table(experiment: Experiment, params: policy.Params, step: int, workdir: str | pathlib.Path) -> str:
-  """Measures the policy at the end of its run, writes that to the workdir, and gives it as text."""
-  count = experiment.config.evaluation_prompts
+def final_evaluation(
+    experiment: Experiment, params: policy.Params, progress: Progress, workdir: str | pathlib.Path
+) -> None:
+  """Measures the policy at the end of its run, prints that, and writes it to the workdir."""
+  config, step = experiment.config, progress.step
+  count = config.evaluation_prompts
   results = measure.evaluate_policy(experiment, params, experiment.goal, samples=count)
   measure.add_references(experiment, experiment.goal, results, count)
   for result in results.values():
     result['step'] = step
+  tell(f'{workdir}, after {step} steps\n{measure.table(experiment.goal, results)}')
+  if progress.stops_early(config):
+    tell(
+        f'\nsolved in {progress.solved} evaluations in a row, {config.steps - step} steps early; the same command with '
+        '--config.stop_at_solved=False goes on, to solve them with fewer calls'
+    )
   measure.write_evaluation(workdir, experiment.goal, results)
-  return f'{workdir}, after {step} steps\n{measure.table(experiment.goal, results)}'
+
+
+def tell(text: str) -> None:
+  """Prints, once in all processes."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

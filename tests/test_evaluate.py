@@ -1,7 +1,9 @@
 """Evaluation: which problems, which numbers, what is written."""
 
 import dataclasses
+import errno
 import json
+import shutil
 
 import jax
 import pytest
@@ -28,7 +30,7 @@ def run(tmp_path_factory):
   state = update.init_state(params, update.make_optimizer(config))
   state = jax.device_put(state, sharding.tree_shardings(experiment.mesh, state))
   with checkpoint.Checkpointer(workdir) as checkpointer:
-    checkpointer.save(1, state, {})
+    checkpointer.save(1, state, {'config': dataclasses.asdict(config)})
   return workdir, config, experiment, params
 
 
@@ -54,6 +56,27 @@ def test_command(run, monkeypatch, capsys, caplog):
   assert optimal['comparisons'] == pytest.approx(8 / 3) and optimal['swaps'] == pytest.approx(7 / 6)
   assert 'optimal' not in results['sort']['6']['references'] and 'merge_sort' in results['sort']['6']['references']
   assert 'after 1 steps' in out and 'insertion sort' in out and 'all 12' in out
+
+
+def test_a_workdir_that_cannot_be_written_to(run, monkeypatch, capsys):
+  """What was measured is told all the same."""
+  def fail(path, text):
+    raise OSError(errno.EROFS, 'Read-only file system', str(path))
+
+  monkeypatch.setattr(evaluate.measure, 'write_atomically', fail)
+  assert evaluate_in(run, monkeypatch, '--tasks=sort2', '--samples=4', '--response_length=24') == 2
+  out, err = capsys.readouterr()
+  assert 'sort2' in out and 'after 1 steps' in out
+  assert err == f'error: {run[0]}/evaluation.json: Read-only file system; mend that, then start again\n'
+
+
+def test_a_config_that_was_edited(run, monkeypatch, capsys, tmp_path):
+  shutil.copytree(run[0], tmp_path / 'run')
+  path = tmp_path / 'run' / 'config.json'
+  text = path.read_text('utf-8')
+  path.write_text(text.replace('"response_length": 24', '"response_length": 25'), 'utf-8')
+  assert evaluate_in((tmp_path / 'run',), monkeypatch) == 2
+  assert 'checkpoints/1: rollout.response_length was 24 in this workdir and is 25 now' in capsys.readouterr().err
 
 
 def test_own_tasks_by_default(run, monkeypatch):

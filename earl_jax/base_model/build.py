@@ -84,7 +84,7 @@ def build_tokenizer(folder: pathlib.Path) -> None:
       tokenizer_class='PreTrainedTokenizerFast', eos_token='<|im_end|>', pad_token='<|endoftext|>',
       clean_up_tokenization_spaces=False, chat_template=CHAT_TEMPLATE,
   )
-  (folder / 'tokenizer_config.json').write_text(json.dumps(settings, indent=2) + '\n')
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings, indent=2) + '\n', 'utf-8')
 
 
 def _byte_symbols() -> dict[int, str]:

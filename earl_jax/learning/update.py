@@ -122,7 +122,9 @@ def update_step(
     frozen: parameters that are not trained, if any; see `policy.split`.
 
   Returns:
-    the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
+    the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps. A step whose
+    loss or gradient is not finite is not applied: the state stays what it was. 'broken_updates' counts these, and one
+    more if the new parameters are not finite.
   """
   frozen = frozen or {}
 
@@ -145,11 +147,14 @@ def update_step(
     grads, metrics = jax.lax.fori_loop(0, split.counts, micro_batch, zeros)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    sound = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+    return jax.tree.map(functools.partial(jnp.where, sound), new, state), (metrics, ~sound)
 
   mesh = jax.sharding.get_abstract_mesh()
   shardings = tree_shardings(mesh, state)
   batch = jax.lax.with_sharding_constraint(batch, by_row(mesh))
-  state, metrics = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), split)
+  state, (metrics, broken) = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), split)
   state = jax.lax.with_sharding_constraint(state, shardings)
-  return state, jax.tree.map(jnp.mean, metrics)
+  finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.params)])
+  return state, jax.tree.map(jnp.mean, metrics) | {'broken_updates': jnp.sum(broken) + ~jnp.all(finite)}

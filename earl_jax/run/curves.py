@@ -42,8 +42,11 @@ def read_run(workdir: str | pathlib.Path) -> RunMetrics:
   """
   rollout = read_config(workdir).rollout
   path = pathlib.Path(workdir) / 'metrics.jsonl'
-  texts = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.is_file() else []
-  lines = [_renamed(json.loads(text)) for text in texts if text.endswith('\n')]  # the last may be half written
+  *texts, _ = path.read_text(encoding='utf-8').split('\n') if path.is_file() else ['']  # the last may be half written
+  try:
+    lines = [_renamed(json.loads(text)) for text in texts]
+  except (ValueError, AttributeError):
+    raise UserError(f'{path}: damaged; go on with the run, which leaves damaged lines out, or restore it') from None
   if not lines:
     raise UserError(f'{path}: no finished step in it; train longer, or give another workdir')
   steps = np.array([line['step'] for line in lines])

@@ -29,6 +29,7 @@ from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
 from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts
 from earl_jax.run.instances import instance_fields
+from earl_jax.run.rewards import checked
 from earl_jax.run.worked_example import worked_example
 from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
 
@@ -192,7 +193,7 @@ class Experiment:
       finished, text = bool(episode.finished), ''
       if task.reads_text:  # without the end-of-sequence token
         text = self.tokenizer.decode(episode.tokens[length : episode.end - finished])
-      outcome = task.outcome(example.instance, episode.states, text, finished)
+      outcome = checked(task, example, task.outcome(example.instance, episode.states, text, finished))
       decisions = walk(episode, self.interface.space)
       spent = {
           'decisions': len(decisions.slot), 'response_length': int(episode.end) - length, 'calls': decisions.calls,

@@ -9,12 +9,14 @@ import sys
 import time
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
 from tqdm import auto as tqdm_auto
 
-from earl_jax.run.workdir import write_atomically
+from earl_jax.run.events import EventFile
+from earl_jax.run.workdir import replacing_file
 from earl_jax.tasks.base import Column
 
 __all__ = ['MetricsWriter', 'ProgressBar']
@@ -53,9 +55,9 @@ class MetricsWriter:
       return
     path = pathlib.Path(workdir) / 'metrics.jsonl'
     if path.exists():
-      write_atomically(path, _lines_before(path, resume_step))
+      _drop_from(path, resume_step)
     self._file = path.open('a', encoding='utf-8')
-    self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step, flush_secs=30)
+    self._events = EventFile(workdir, resume_step)
     self._bar = ProgressBar(total_steps, resume_step, columns)
 
   def __enter__(self):
@@ -80,7 +82,7 @@ class MetricsWriter:
     self._file.flush()  # the line outlives a kill
     for name, value in values.items():
       if not isinstance(value, str):
-        self._events.add_scalar(name, value, step)
+        self._events.add(summary.scalar(name, np.float32(value)), step)
     self._bar.update(step, values)
 
   def close(self) -> None:
@@ -91,17 +93,20 @@ class MetricsWriter:
       self._bar.close()
 
 
-def _lines_before(path: pathlib.Path, step: int) -> str:
-  """The whole lines of `path` whose step is below `step`."""
-  kept = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      keep = json.loads(line)['step'] < step
-    except ValueError:  # cut short by a kill
-      continue
-    if keep:
-      kept.append(line + '\n')
-  return ''.join(kept)
+def _drop_from(path: pathlib.Path, step: int) -> None:
+  """Leaves the whole lines of `path` whose step is below `step`, and says how many are damaged."""
+  damaged = 0
+  with replacing_file(path) as new, path.open('rb') as lines:  # of a long run they are many: one at a time
+    for line in lines:
+      try:
+        keep = line.endswith(b'\n') and json.loads(line)['step'] < step
+      except (ValueError, TypeError, KeyError):
+        damaged += line.endswith(b'\n')
+        continue  # else cut short by a kill
+      if keep:
+        new.write(line)
+  if damaged:
+    logging.warning('%s: %d damaged lines are left out', path, damaged)
 
 
 class ProgressBar:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 
 from earl_jax.acting import policy
 from earl_jax.config import Config, UserError
@@ -9,7 +10,7 @@ from earl_jax.learning.update import abstract_state, make_optimizer
 from earl_jax.run import measure
 from earl_jax.run.checkpoint import Checkpointer
 from earl_jax.run.experiment import Experiment, set_up
-from earl_jax.run.workdir import look_in_modules
+from earl_jax.run.workdir import look_in_modules, require_written_by
 from earl_jax.tasks.base import environments_of, Task, task_of_label
 
 __all__ = ['find_tasks', 'load', 'with_lengths', 'with_room']
@@ -24,16 +25,17 @@ def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy
     config: what `workdir.read_config` gives.
 
   Raises:
-    UserError: no checkpoint, or none that is readable.
+    UserError: no checkpoint, or none that is readable, or the newest was written under another config.
   """
   look_in_modules(workdir)
   experiment, params = set_up(config, begins=False)
-  with Checkpointer(workdir, read_only=True) as checkpointer:
+  _, frozen = policy.split(params)
+  with Checkpointer(workdir, read_only=True, frozen=frozen) as checkpointer:
     restored = checkpointer.restore(abstract_state(params, make_optimizer(config), experiment.mesh))
   if restored is None:
     raise UserError(f'--workdir={workdir}: no checkpoint there yet; train longer, or give another workdir')
-  step, state, _ = restored
-  _, frozen = policy.split(params)
+  step, state, meta = restored
+  require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
   return experiment, frozen | state.params, step
 
 

@@ -107,3 +107,13 @@ def test_bar_in_a_terminal(capfd, monkeypatch):
   progress.close()
   err = capfd.readouterr().err
   assert '4/4' in err and '\r' in err and 'sort5' in err
+
+
+def test_damaged_lines_are_left_out(tmp_path, caplog):
+  lines = [b'{"step": 0, "text": "a\\u2028b\xe2\x80\xa8c"}\n', b'{"step": \xff}\n', b'[1]\n',
+           b'{"stop": 1}\n', b'{"step": 1}\n']
+  (tmp_path / 'metrics.jsonl').write_bytes(b''.join(lines) + b'{"step": 2')
+  with metrics.MetricsWriter(tmp_path, 9, 2):
+    pass
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
+  assert '3 damaged lines are left out' in caplog.text
