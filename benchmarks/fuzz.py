@@ -221,7 +221,7 @@ def good_folder() -> dict[str, bytes]:
     )
     params = transformer.init_params(model, jax.random.key(0))
     hf.save_checkpoint(folder, model, params, [tokenizer.eos_token_id, 0], max_bytes=20_000)
-    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': [2, 1], 'temperature': 0.5}))
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': [2, 1]}), encoding='utf-8')
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -70,16 +70,20 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
   experiment, params = set_up(config)
   with hold_workdir(workdir):
     claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
-    return learn(experiment, params, workdir)
+    learner = Learner(experiment, params)
+    with Checkpointer(workdir, frozen=policy.split(params)[1]) as checkpointer:
+      progress, state = begin_or_resume(experiment, learner, checkpointer, params, workdir)
+      del params  # what is trained of them is in the state now, whose buffers each update takes
+      return learn(experiment, learner, checkpointer, workdir, progress=progress, state=state)
 
 
-def learn(experiment: Experiment, params: policy.Params, workdir: str | pathlib.Path) -> Trained:
-  """What `train` does once it has its workdir; `params` are those of the beginning."""
-  config, learner = experiment.config, Learner(experiment, params)
-  _, frozen = policy.split(params)
-  with Checkpointer(workdir, frozen=frozen) as checkpointer, StopSignal() as stop:
-    progress, state = begin_or_resume(experiment, learner, checkpointer, params, workdir)
-    del params  # the first update donates their buffers
+def learn(
+    experiment: Experiment, learner: Learner, checkpointer: Checkpointer, workdir: str | pathlib.Path, *,
+    progress: Progress, state: TrainState,
+) -> Trained:
+  """What `train` does once it has its workdir, and has begun or resumed."""
+  config = experiment.config
+  with StopSignal() as stop:
     columns = measure.columns_of(experiment.goal)
     if not progress.over(config):
       learner.compile_beside()

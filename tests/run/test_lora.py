@@ -51,7 +51,7 @@ def test_what_is_trained_is_all_a_checkpoint_holds(ran, base):
   assert step == 4
   chex.assert_trees_all_equal(params, trained.params)
   model = sum(x.size for x in jax.tree.leaves(params['model']))
-  with Checkpointer(workdir, read_only=True) as checkpointer:
+  with Checkpointer(workdir, read_only=True, frozen=policy.split(params)[1]) as checkpointer:
     _, state, _ = checkpointer.restore(jax.eval_shape(lambda: trained.state))
   assert sum(x.size for x in jax.tree.leaves(state)) < model
 
