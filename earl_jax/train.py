@@ -15,6 +15,7 @@ The workdir holds config.json and versions.json (what the run is), metrics.jsonl
 checkpoints/ and, at the end, evaluation.json.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -204,9 +205,10 @@ def final_evaluation(
 
 
 def tell(text: str) -> None:
-  """Prints, once in all processes."""
+  """Prints, once in all processes; where nobody listens any more, nothing."""
   if jax.process_index() == 0:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):
+      print(text, flush=True)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

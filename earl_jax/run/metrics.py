@@ -1,6 +1,7 @@
 """What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line, samples. Process 0 only."""
 
 from collections.abc import Sequence
+import contextlib
 import json
 import math
 import os
@@ -125,7 +126,10 @@ class ProgressBar:
 
   def update(self, step: int, metrics: dict[str, Any]) -> None:
     """Shows that step `step` (from 0) is done. Metrics that have no form are ignored."""
-    done = step + 1
+    with contextlib.suppress(OSError):  # a terminal or a pipe that is gone must not end the run
+      self._show(step + 1, metrics)
+
+  def _show(self, done: int, metrics: dict[str, Any]) -> None:
     text = ', '.join(form.format(metrics[name]) for name, form in self._forms.items() if name in metrics)
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
@@ -142,7 +146,8 @@ class ProgressBar:
   def close(self) -> None:
     """Leaves the bar as it stands."""
     if self._bar is not None:
-      self._bar.close()
+      with contextlib.suppress(OSError):
+        self._bar.close()
 
 
 def write_samples(workdir: str | os.PathLike, step: int, samples: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Metrics file, events, progress, samples."""
 
 import json
+import os
 import sys
 import time
 
@@ -124,3 +125,17 @@ def test_damaged_lines_are_left_out(tmp_path, caplog):
     pass
   assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
   assert '3 damaged lines are left out' in caplog.text
+
+
+def test_a_pipe_that_is_gone(monkeypatch):
+  """Whoever read the progress has left: the run goes on."""
+  read, write = os.pipe()
+  os.close(read)
+  with open(write, 'w', encoding='utf-8') as pipe, monkeypatch.context() as patch:
+    patch.setattr(sys, 'stderr', pipe)
+    progress = metrics.ProgressBar(total_steps=2)
+    progress.update(0, {})
+    progress.update(1, {})
+    progress.close()
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), write)
