@@ -76,13 +76,13 @@ def learn(experiment: Experiment, params: policy.Params, workdir: str | pathlib.
   """What `train` does once it has its workdir; `params` are those of the beginning."""
   config, learner = experiment.config, Learner(experiment, params)
   with Checkpointer(workdir) as checkpointer, StopSignal() as stop:
-    progress, state = begin_or_resume(experiment, learner, checkpointer, params, workdir)
+    progress, state, written = begin_or_resume(experiment, learner, checkpointer, params, workdir)
     del params  # the first update donates their buffers
     columns = measure.columns_of(experiment.goal)
     if not progress.over(config):
       learner.compile_beside()
     saved, broken, due, stopped = progress.step, 0, False, False
-    with MetricsWriter(workdir, config.steps, progress.step, columns) as writer:
+    with MetricsWriter(workdir, config.steps, progress.step, columns, written) as writer:
       while not progress.over(config) and not stopped:
         began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
 
@@ -121,7 +121,7 @@ def learn(experiment: Experiment, params: policy.Params, workdir: str | pathlib.
         stopped = stop.reached(progress.step)
         due |= stopped or progress.over(config) or progress.step % config.checkpoint_every == 0
         if due and not broken:
-          checkpointer.save(progress.step, state, progress.to_meta(config))
+          checkpointer.save(progress.step, state, progress.to_meta(config) | {'metrics': writer.written})
           saved, due = progress.step, False
 
   if stopped:
@@ -145,8 +145,8 @@ def not_finite(workdir: str | pathlib.Path, step: int, saved: int) -> UserError:
 def begin_or_resume(
     experiment: Experiment, learner: Learner, checkpointer: Checkpointer, params: policy.Params,
     workdir: str | pathlib.Path,
-) -> tuple[Progress, TrainState]:
-  """The run as its newest checkpoint has it or, where there is none, at its beginning.
+) -> tuple[Progress, TrainState, list[int] | None]:
+  """The run as its newest checkpoint has it or, where there is none, at its beginning; and its metrics' checksum.
 
   Raises:
     UserError: there are checkpoints, but none that this run can go on from.
@@ -154,13 +154,13 @@ def begin_or_resume(
   config = experiment.config
   restored = checkpointer.restore(learner.abstract)
   if restored is None:
-    return Progress.first(experiment.interface.space.num_environments), learner.begin(params)
+    return Progress.first(experiment.interface.space.num_environments), learner.begin(params), None
   step, state, meta = restored
   require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
   progress = Progress.from_meta(config, step, meta)
   if config.algorithm.kl and any(stage.imitate for stage in config.curriculum[: progress.curriculum.stage]):
     learner.refer_to(restore_reference(workdir, learner.abstract.params))
-  return progress, state
+  return progress, state, meta.get('metrics')
 
 
 def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[str, float]]:

@@ -139,3 +139,16 @@ def test_a_pipe_that_is_gone(monkeypatch):
     progress.close()
     with open(os.devnull, 'wb') as nowhere:
       os.dup2(nowhere.fileno(), write)
+
+
+def test_numbers_that_have_changed(tmp_path, caplog):
+  with metrics.MetricsWriter(tmp_path, 9) as writer:
+    writer.write(0, {'reward': 1.0})
+    written = writer.written
+    writer.write(1, {'reward': 0.0})
+  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+    assert not caplog.text
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(path.read_bytes().replace(b'1.0', b'7.0'))
+  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+    assert 'not what the run has written; its numbers before step 1 may be wrong' in caplog.text
