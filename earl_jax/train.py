@@ -67,69 +67,65 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
       policy's numbers are not finite any more.
   """
   experiment, params = set_up(config)
+  learner = Learner(experiment, params)
+
   with hold_workdir(workdir):
     claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
-    return learn(experiment, params, workdir)
+    with Checkpointer(workdir) as checkpointer, StopSignal() as stop:
+      progress, state, written = begin_or_resume(experiment, learner, checkpointer, params, workdir)
+      del params  # the first update donates their buffers
+      columns = measure.columns_of(experiment.goal)
+      if not progress.over(config):
+        learner.compile_beside()
+      saved, broken, due, stopped = progress.step, 0, False, False
+      with MetricsWriter(workdir, config.steps, progress.step, columns, written) as writer:
+        while not progress.over(config) and not stopped:
+          began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
 
+          # Problems.
+          problems = draw(experiment, progress.curriculum.stage, step)
 
-def learn(experiment: Experiment, params: policy.Params, workdir: str | pathlib.Path) -> Trained:
-  """What `train` does once it has its workdir; `params` are those of the beginning."""
-  config, learner = experiment.config, Learner(experiment, params)
-  with Checkpointer(workdir) as checkpointer, StopSignal() as stop:
-    progress, state, written = begin_or_resume(experiment, learner, checkpointer, params, workdir)
-    del params  # the first update donates their buffers
-    columns = measure.columns_of(experiment.goal)
-    if not progress.over(config):
-      learner.compile_beside()
-    saved, broken, due, stopped = progress.step, 0, False, False
-    with MetricsWriter(workdir, config.steps, progress.step, columns, written) as writer:
-      while not progress.over(config) and not stopped:
-        began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
+          # Rollouts.
+          experience = collect(experiment, state.params, problems, progress)
 
-        # Problems.
-        problems = draw(experiment, progress.curriculum.stage, step)
+          # Learning.
+          state, learned = learner.update(state, experience, stage, step)
+          seconds = time.monotonic() - began
+          broken = broken + 1 if learned['broken_updates'] else 0
+          if broken == PATIENCE:
+            raise not_finite(workdir, progress.step, saved)
 
-        # Rollouts.
-        experience = collect(experiment, state.params, problems, progress)
+          # Progress.
+          metrics = {'stage': progress.curriculum.stage} | experience.metrics | learned
+          progress = progress.after(experiment, experience.exact_match, experience.interventions)
+          if stage.imitate and not progress.stage_of(config).imitate and config.algorithm.kl:
+            learner.refer_to(state.params)
+            keep_reference(workdir, progress.step, state.params)
+          if progress.step % config.evaluate_every == 0:
+            solved, measured = evaluate(experiment, state.params)
+            metrics |= measured
+            solved &= progress.curriculum.stage + 1 == len(experiment.stages)
+            progress = progress._replace(solved=(progress.solved + 1) * solved)
 
-        # Learning.
-        state, learned = learner.update(state, experience, stage, step)
-        seconds = time.monotonic() - began
-        broken = broken + 1 if learned['broken_updates'] else 0
-        if broken == PATIENCE:
-          raise not_finite(workdir, progress.step, saved)
+          # Report.
+          metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
+          writer.write(step, metrics)
+          if step % config.sample_every == 0:
+            write_samples(workdir, step, samples(experiment, experience))
 
-        # Progress.
-        metrics = {'stage': progress.curriculum.stage} | experience.metrics | learned
-        progress = progress.after(experiment, experience.exact_match, experience.interventions)
-        if stage.imitate and not progress.stage_of(config).imitate and config.algorithm.kl:
-          learner.refer_to(state.params)
-          keep_reference(workdir, progress.step, state.params)
-        if progress.step % config.evaluate_every == 0:
-          solved, measured = evaluate(experiment, state.params)
-          metrics |= measured
-          solved &= progress.curriculum.stage + 1 == len(experiment.stages)
-          progress = progress._replace(solved=(progress.solved + 1) * solved)
+          # Save; what is broken only once it is sound again.
+          stopped = stop.reached(progress.step)
+          due |= stopped or progress.over(config) or progress.step % config.checkpoint_every == 0
+          if due and not broken:
+            checkpointer.save(progress.step, state, progress.to_meta(config) | {'metrics': writer.written})
+            saved, due = progress.step, False
 
-        # Report.
-        metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
-        writer.write(step, metrics)
-        if step % config.sample_every == 0:
-          write_samples(workdir, step, samples(experiment, experience))
-
-        # Save; what is broken only once it is sound again.
-        stopped = stop.reached(progress.step)
-        due |= stopped or progress.over(config) or progress.step % config.checkpoint_every == 0
-        if due and not broken:
-          checkpointer.save(progress.step, state, progress.to_meta(config) | {'metrics': writer.written})
-          saved, due = progress.step, False
-
-  if stopped:
-    tell(f'stopped, {saved} of {config.steps} steps saved in {workdir}; the same command goes on from there')
-  else:
-    if broken:
-      raise not_finite(workdir, progress.step - 1, saved)
-    final_evaluation(experiment, state.params, progress, workdir)
+    if stopped:
+      tell(f'stopped, {saved} of {config.steps} steps saved in {workdir}; the same command goes on from there')
+    else:
+      if broken:
+        raise not_finite(workdir, progress.step - 1, saved)
+      final_evaluation(experiment, state.params, progress, workdir)
   return Trained(experiment, state, stopped)
 
 
