@@ -15,6 +15,7 @@ The workdir holds config.json and versions.json (what the run is), metrics.jsonl
 checkpoints/ and, at the end, evaluation.json.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -68,75 +69,67 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
   """
   workdir = local_path(workdir, 'workdir')
   experiment, params = set_up(config)
+  learner = Learner(experiment, params)
+
   with hold_workdir(workdir):
     claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
-    learner = Learner(experiment, params)
-    with Checkpointer(workdir, frozen=policy.split(params)[1]) as checkpointer:
-      progress, state = begin_or_resume(experiment, learner, checkpointer, params, workdir)
-      del params  # what is trained of them is in the state now, whose buffers each update takes
-      return learn(experiment, learner, checkpointer, workdir, progress=progress, state=state)
+    frozen = policy.split(params)[1]
+    with Checkpointer(workdir, frozen=frozen) as checkpointer, StopSignal() as stop:
+      progress, state, written = begin_or_resume(experiment, learner, checkpointer, params, workdir)
+      del params  # the first update donates their buffers
+      columns = measure.columns_of(experiment.goal)
+      if not progress.over(config):
+        learner.compile_beside()
+      saved, broken, due, stopped = progress.step, 0, False, False
+      with MetricsWriter(workdir, config.steps, progress.step, columns, written) as writer:
+        while not progress.over(config) and not stopped:
+          began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
 
+          # Problems.
+          problems = draw(experiment, progress.curriculum.stage, step)
 
-def learn(
-    experiment: Experiment, learner: Learner, checkpointer: Checkpointer, workdir: str | pathlib.Path, *,
-    progress: Progress, state: TrainState,
-) -> Trained:
-  """What `train` does once it has its workdir, and has begun or resumed."""
-  config = experiment.config
-  with StopSignal() as stop:
-    columns = measure.columns_of(experiment.goal)
-    if not progress.over(config):
-      learner.compile_beside()
-    saved, broken, due, stopped = progress.step, 0, False, False
-    with MetricsWriter(workdir, config.steps, progress.step, columns) as writer:
-      while not progress.over(config) and not stopped:
-        began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
+          # Rollouts.
+          params = learner.policy_of(state)
+          experience = collect(experiment, params, problems, progress)
+          if step % config.sample_every == 0:  # before the update takes the parameters
+            write_samples(workdir, step, look_at(experiment, params, learner.reference, problems, experience))
 
-        # Problems.
-        problems = draw(experiment, progress.curriculum.stage, step)
+          # Learning.
+          state, learned = learner.update(state, experience, stage, step)
+          seconds = time.monotonic() - began
+          broken = broken + 1 if learned['broken_updates'] else 0
+          if broken == PATIENCE:
+            raise not_finite(workdir, progress.step, saved)
 
-        # Rollouts.
-        params = learner.policy_of(state)
-        experience = collect(experiment, params, problems, progress)
-        if step % config.sample_every == 0:  # before the update takes the parameters
-          write_samples(workdir, step, look_at(experiment, params, learner.reference, problems, experience))
+          # Progress.
+          metrics = {'stage': progress.curriculum.stage} | experience.metrics | learned
+          progress = progress.after(experiment, experience.exact_match, experience.interventions)
+          if stage.imitate and not progress.stage_of(config).imitate and config.algorithm.kl:
+            learner.refer_to(state.params)
+            keep_reference(workdir, progress.step, state.params)
+          if progress.step % config.evaluate_every == 0:
+            solved, measured = evaluate(experiment, learner.policy_of(state))
+            metrics |= measured
+            solved &= progress.curriculum.stage + 1 == len(experiment.stages)
+            progress = progress._replace(solved=(progress.solved + 1) * solved)
 
-        # Learning.
-        state, learned = learner.update(state, experience, stage, step)
-        seconds = time.monotonic() - began
-        broken = broken + 1 if learned['broken_updates'] else 0
-        if broken == PATIENCE:
-          raise not_finite(workdir, progress.step, saved)
+          # Report.
+          metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
+          writer.write(step, metrics)
 
-        # Progress.
-        metrics = {'stage': progress.curriculum.stage} | experience.metrics | learned
-        progress = progress.after(experiment, experience.exact_match, experience.interventions)
-        if stage.imitate and not progress.stage_of(config).imitate and config.algorithm.kl:
-          learner.refer_to(state.params)
-          keep_reference(workdir, progress.step, state.params)
-        if progress.step % config.evaluate_every == 0:
-          solved, measured = evaluate(experiment, learner.policy_of(state))
-          metrics |= measured
-          solved &= progress.curriculum.stage + 1 == len(experiment.stages)
-          progress = progress._replace(solved=(progress.solved + 1) * solved)
+          # Save; what is broken only once it is sound again.
+          stopped = stop.reached(progress.step)
+          due |= stopped or progress.over(config) or progress.step % config.checkpoint_every == 0
+          if due and not broken:
+            checkpointer.save(progress.step, state, progress.to_meta(config) | {'metrics': writer.written})
+            saved, due = progress.step, False
 
-        # Report.
-        metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
-        writer.write(step, metrics)
-
-        # Save; what is broken only once it is sound again.
-        stopped = stop.reached(progress.step)
-        due |= stopped or progress.over(config) or progress.step % config.checkpoint_every == 0
-        if due and not broken:
-          checkpointer.save(progress.step, state, progress.to_meta(config))
-          saved, due = progress.step, False
-
-  if stopped:
-    tell(f'stopped, {saved} of {config.steps} steps saved in {workdir}; the same command goes on from there')
-  else:
-    if broken:
-      raise not_finite(workdir, progress.step - 1, saved)
-    final_evaluation(experiment, learner.policy_of(state), progress, workdir)
+    if stopped:
+      tell(f'stopped, {saved} of {config.steps} steps saved in {workdir}; the same command goes on from there')
+    else:
+      if broken:
+        raise not_finite(workdir, progress.step - 1, saved)
+      final_evaluation(experiment, learner.policy_of(state), progress, workdir)
   return Trained(experiment, learner.policy_of(state), state, stopped)
 
 
@@ -152,8 +145,8 @@ def not_finite(workdir: str | pathlib.Path, step: int, saved: int) -> UserError:
 def begin_or_resume(
     experiment: Experiment, learner: Learner, checkpointer: Checkpointer, params: policy.Params,
     workdir: str | pathlib.Path,
-) -> tuple[Progress, TrainState]:
-  """The run as its newest checkpoint has it or, where there is none, at its beginning.
+) -> tuple[Progress, TrainState, list[int] | None]:
+  """The run as its newest checkpoint has it or, where there is none, at its beginning; and its metrics' checksum.
 
   Raises:
     UserError: there are checkpoints, but none that this run can go on from.
@@ -161,13 +154,13 @@ def begin_or_resume(
   config = experiment.config
   restored = checkpointer.restore(learner.abstract)
   if restored is None:
-    return Progress.first(experiment.interface.space.num_environments), learner.begin(params)
+    return Progress.first(experiment.interface.space.num_environments), learner.begin(params), None
   step, state, meta = restored
   require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
   progress = Progress.from_meta(config, step, meta)
   if config.algorithm.kl and any(stage.imitate for stage in config.curriculum[: progress.curriculum.stage]):
     learner.refer_to(restore_reference(workdir, learner.abstract.params))
-  return progress, state
+  return progress, state, meta.get('metrics')
 
 
 def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[str, float]]:
@@ -204,9 +197,10 @@ def final_evaluation(
 
 
 def tell(text: str) -> None:
-  """Prints, once in all processes."""
+  """Prints, once in all processes; where nobody listens any more, nothing."""
   if jax.process_index() == 0:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):
+      print(text, flush=True)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -226,7 +220,7 @@ def main(values: flags.FlagValues) -> int:
   cli.prepare_jax(config)
   if values.distributed:
     processes.join()
-  trained = train(config, values.workdir or pathlib.Path('runs', path.stem))
+  trained = train(config, pathlib.Path(values.workdir or pathlib.Path('runs', path.stem)))
   return os.EX_TEMPFAIL if trained.stopped and values.distributed else 0
 
 

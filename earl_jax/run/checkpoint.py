@@ -195,8 +195,8 @@ class Checkpointer:
       raise ValueError('checksum differs: damaged data, or other dtypes than were saved')
     if restored.meta.get('frozen') != self._frozen:
       raise UserError(
-          f'{self._directory / str(step)}: its adapters were trained beside another base model; give config.model as it '
-          'was'
+          f'{self._directory / str(step)}: its adapters were trained beside another base model; give config.model as '
+          'it was'
       )
     return restored.state, meta
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from earl_jax.acting import policy
 from earl_jax.acting.trajectory import Trajectory
+from earl_jax.config import UserError
+from earl_jax.devices import processes
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import all_problems, Column, Example, Outcome, Task
@@ -87,6 +89,8 @@ def played(
     filled = batch + batch[-1:] * (rows - len(batch))
     prompts = experiment.encode_prompts([task for task, _ in filled], [example for _, example in filled])
     trajectory = experiment.rollout(params, prompts, np.arange(first, first + rows), key, decoding=decoding)
+    if not np.all(np.isfinite(processes.whole(trajectory.log_probs))):
+      raise UserError('the policy is broken: its log-probabilities are not finite; use an earlier checkpoint')
     yield trajectory, experiment.outcomes(*zip(*batch), trajectory)
 
 

@@ -1,10 +1,9 @@
 """A run's wish to stop: SIGTERM, Ctrl-C, and the terminal's end (SIGHUP)."""
 
-import errno
+import contextlib
 import os
 import signal
 import sys
-import termios
 import threading
 
 import jax
@@ -16,9 +15,10 @@ __all__ = ['StopSignal']
 class StopSignal:
   """Turns SIGTERM, SIGINT and SIGHUP into a wish to stop, to be granted after the step in progress.
 
-  The signals' former meaning returns with the first one, so that a second ends the program at once. In a run of
-  several processes JAX passes a SIGTERM on and names the step after which all stop; the others become one. A program
-  that was started to ignore SIGHUP (`nohup`) ignores it still.
+  The former meaning of SIGTERM and SIGINT returns with the first signal, so that a second ends the program at once;
+  SIGHUP comes twice by itself, from the terminal and from its shell. In a run of several processes JAX passes a SIGTERM
+  on and names the step after which all stop; the others become one. A program that was started to ignore SIGHUP
+  (`nohup`) ignores it still.
   """
 
   def __init__(self):
@@ -40,27 +40,16 @@ class StopSignal:
 
   def _receive(self, number, frame):
     del frame
-    _drop_lost_terminal()
     self._received = signal.Signals(number).name
-    print(f'\n{self._received}: saving after this step', file=sys.stderr, flush=True)
-    self.__exit__()
+    with contextlib.suppress(OSError):  # the terminal may be gone
+      print(f'\n{self._received}: saving after this step', file=sys.stderr, flush=True)
+    for impatient in {signal.SIGTERM, signal.SIGINT} & set(self._former):
+      signal.signal(impatient, self._former.pop(impatient))
 
   def _pass_on(self, number, frame):
     del number, frame
-    _drop_lost_terminal()
     os.kill(os.getpid(), signal.SIGTERM)
 
   def reached(self, step: int) -> bool:
     """Whether to stop now that `step` steps are done."""
     return self._received is not None or multihost_utils.reached_preemption_sync_point(step)
-
-
-def _drop_lost_terminal() -> None:
-  """Sends what is written to a terminal that is gone to nowhere: else the next line of progress would end the run."""
-  for stream in (1, 2):
-    try:
-      termios.tcgetattr(stream)
-    except termios.error as error:
-      if error.args[0] == errno.EIO:  # a file or a pipe says ENOTTY
-        with open(os.devnull, 'wb') as nowhere:
-          os.dup2(nowhere.fileno(), stream)

@@ -1,6 +1,7 @@
 """Metrics file, events, progress, samples."""
 
 import json
+import os
 import sys
 import time
 
@@ -117,3 +118,30 @@ def test_damaged_lines_are_left_out(tmp_path, caplog):
     pass
   assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
   assert '3 damaged lines are left out' in caplog.text
+
+
+def test_a_pipe_that_is_gone(monkeypatch):
+  """Whoever read the progress has left: the run goes on."""
+  read, write = os.pipe()
+  os.close(read)
+  with open(write, 'w', encoding='utf-8') as pipe, monkeypatch.context() as patch:
+    patch.setattr(sys, 'stderr', pipe)
+    progress = metrics.ProgressBar(total_steps=2)
+    progress.update(0, {})
+    progress.update(1, {})
+    progress.close()
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), write)
+
+
+def test_numbers_that_have_changed(tmp_path, caplog):
+  with metrics.MetricsWriter(tmp_path, 9) as writer:
+    writer.write(0, {'reward': 1.0})
+    written = writer.written
+    writer.write(1, {'reward': 0.0})
+  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+    assert not caplog.text
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(path.read_bytes().replace(b'1.0', b'7.0'))
+  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+    assert 'not what the run has written; its numbers before step 1 may be wrong' in caplog.text

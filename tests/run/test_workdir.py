@@ -223,7 +223,7 @@ def test_a_run_whose_files_are_missing(tmp_path, name):
   (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
   (tmp_path / name).unlink()
   with pytest.raises(UserError, match=f'no readable {name}|{name} is not readable'):
-    claim_workdir(tmp_path, dataclasses.replace(CONFIG, seed=5), {})
+    claim_workdir(tmp_path, CONFIG, {})
   assert not (tmp_path / name).exists()
 
 
