@@ -105,6 +105,11 @@ class ExpandedInterface:
       legal = legal.at[actions].max(valid)
     return legal
 
+  def local_action(self, environment: jax.Array, action: jax.Array) -> jax.Array:
+    """int32[]: what action id `action` is inside `environment`, a local action; 0 where it is none."""
+    expanded = jnp.clip(action - self.space.vocab_size, 0, self.space.num_expanded - 1)
+    return jnp.asarray(self._local)[jnp.maximum(environment - 1, 0), expanded]
+
   def act(self, environment: jax.Array, states: States, offered: jax.Array, action: jax.Array) -> Effect:
     """Carries out a legal action id.
 

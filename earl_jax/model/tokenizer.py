@@ -29,8 +29,8 @@ def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-  """Token ids of `text`, nothing added."""
-  return tokenizer.encode(text, add_special_tokens=False)
+  """Token ids of `text`, nothing added. The names of special tokens are text like any other: nobody can write one."""
+  return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assistant: str) -> list[int]:
@@ -46,4 +46,4 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assi
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
   except jinja2.TemplateError as error:  # some templates refuse a system message
     raise UserError(f'chat_template in tokenizer_config.json fails ({error}); use another template') from None
-  return encode(tokenizer, text + assistant)
+  return tokenizer.encode(text + assistant, add_special_tokens=False)

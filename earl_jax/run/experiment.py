@@ -19,6 +19,7 @@ from earl_jax.acting.scoring import Scoring
 from earl_jax.acting.trajectory import Trajectory, walk
 from earl_jax.config import Config, UserError
 from earl_jax.devices import processes, sharding
+from earl_jax.environments import host
 from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
@@ -186,7 +187,7 @@ class Experiment:
       spent = {
           'decisions': len(decisions.slot), 'response_length': int(episode.end) - length, 'calls': decisions.calls,
           'invalid_calls': decisions.calls - decisions.returns,
-      }
+      } | host.counts(episode.states)
       results.append(outcome._replace(metrics=outcome.metrics | spent))
     return [Outcome(*outcome) for outcome in processes.gather(results, rows, len(problems))]
 
@@ -310,7 +311,7 @@ def _check_instances(experiment: Experiment) -> None:
     instance = experiment.first_examples[task.label].instance
     for name in _offered_names(task):
       try:
-        jax.eval_shape(environments[name].reset, instance)
+        environments[name].check(instance)
       except KeyError as error:
         raise UserError(
             f'task {task.label}: its instance has no {error.args[0]!r}, which the environment {name!r} needs; it has '
