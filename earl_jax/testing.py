@@ -54,8 +54,8 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
 
   Its functions are pure, of fixed shapes and dtypes, and the same under `jit` and `vmap`; inside, some action is always
   valid; observations fit their bound; play comes back to language; every action can be described, and is valid at some
-  time. Of an environment in plain Python (`HostEnvironment`) the same is asked, and that it keeps to what it declares: a
-  state that JSON holds within its bound, texts, and the same again where it is deterministic.
+  time. An environment in plain Python (`HostEnvironment`) keeps to what it declares as well: a state that JSON holds,
+  within its bound; texts; and the same again where it is deterministic.
 
   Args:
     environment: a name, a module path or a class.

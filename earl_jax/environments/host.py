@@ -331,5 +331,4 @@ def _plain(value: Any) -> Any:
 
 
 def _told(error: BaseException) -> str:
-  text = ' '.join(str(error)[:200].split())
-  return 'it takes too long' if isinstance(error, TimeoutError) else f'{type(error).__name__}: {text}'
+  return f'{type(error).__name__}: {" ".join(str(error)[:200].split())}'

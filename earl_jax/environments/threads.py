@@ -1,14 +1,18 @@
 """Threads that make calls, each within a limit of time, and no more of them than a bound."""
 
-from collections.abc import Callable, Sequence
 import collections
+from collections.abc import Callable, Sequence
 import threading
 import time
 from typing import Any
 
-__all__ = ['Pool', 'STUCK']
+__all__ = ['NoThread', 'Pool', 'STUCK']
 
-STUCK = 64  # threads past their limit, from which on no new ones are started
+STUCK = 512  # threads past their limit, from which on no new ones are started
+
+
+class NoThread(TimeoutError):
+  """A call was not made: all threads are held by calls that do not return."""
 
 
 class _Job:
@@ -74,10 +78,10 @@ class Pool:
     for job in [job for job in self._running if job.began <= since]:
       self._running.remove(job)
       self._threads, self._stuck = self._threads - 1, self._stuck + 1
-      self._close(job, TimeoutError())
+      self._close(job, TimeoutError(f'it takes longer than {self._seconds} s'))
     self._hire()
     while self._waiting and not self._threads:
-      self._close(self._waiting.popleft(), TimeoutError())
+      self._close(self._waiting.popleft(), NoThread('no thread is left, for its calls do not return'))
 
   def _hire(self) -> None:
     """Starts threads for what waits."""
