@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ['NoThread', 'Pool', 'STUCK']
 
 STUCK = 512  # threads past their limit, from which on no new ones are started
+IDLE = 10.0  # seconds without a call after which a thread ends
 
 
 class NoThread(TimeoutError):
@@ -94,11 +95,13 @@ class Pool:
       self._threads += 1
 
   def _work(self) -> None:
-    """Makes calls until one of them is past its limit."""
+    """Makes calls until one of them is past its limit, or none come."""
     while True:
       with self._more:
         while not self._waiting:
-          self._more.wait()
+          if not self._more.wait(IDLE) and not self._waiting:
+            self._threads -= 1
+            return
         job = self._waiting.popleft()
         job.began = time.monotonic()
         self._running.add(job)

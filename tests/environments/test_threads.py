@@ -4,8 +4,10 @@ import functools
 import threading
 import time
 
+import pytest
+
 from earl_jax.environments import threads
-from earl_jax.environments.threads import Pool
+from earl_jax.environments.threads import NoThread, Pool
 
 
 def leave():
@@ -16,8 +18,18 @@ def run(pool, *calls):
   return pool.collect(pool.submit(calls))
 
 
-def alive():
-  return sum(thread.name == 'host environment' for thread in threading.enumerate())
+@pytest.fixture
+def started():
+  """Counts the threads that are alive of those started since."""
+  before = set(threading.enumerate())
+  return lambda: len(set(threading.enumerate()) - before)
+
+
+def all_end(started):
+  deadline = time.monotonic() + 5
+  while started() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  return not started()
 
 
 def test_values_and_errors_come_in_order():
@@ -27,11 +39,19 @@ def test_values_and_errors_come_in_order():
   assert run(Pool(1, 5.0)) == []
 
 
-def test_many_calls_by_few_threads():
-  before, pool = alive(), Pool(4, 5.0)
+def test_many_calls_by_few_threads(started):
+  pool = Pool(4, 5.0)
   for _ in range(3):
     assert run(pool, *(functools.partial(int, i) for i in range(500))) == list(range(500))
-  assert alive() - before <= 4
+  assert started() <= 4
+
+
+def test_threads_without_work_end(monkeypatch, started):
+  monkeypatch.setattr(threads, 'IDLE', 0.02)
+  pool = Pool(4, 5.0)
+  for _ in range(2):
+    assert run(pool, *[functools.partial(int, 7)] * 8) == [7] * 8
+    assert all_end(started)
 
 
 def test_what_takes_too_long_is_given_up_and_the_others_go_on():
@@ -45,20 +65,15 @@ def test_what_takes_too_long_is_given_up_and_the_others_go_on():
   assert run(pool, functools.partial(int, 7)) == [7]
 
 
-def test_threads_that_never_return_are_bounded(monkeypatch):
+def test_threads_that_never_return_are_bounded(monkeypatch, started):
   monkeypatch.setattr(threads, 'STUCK', 3)
-  before, held, pool = alive(), threading.Event(), Pool(2, 0.05)
+  held, pool = threading.Event(), Pool(2, 0.05)
   for _ in range(4):
     assert all(isinstance(value, TimeoutError) for value in run(pool, *[held.wait] * 4))
-  assert alive() - before <= 2 + 3
-  began = time.monotonic()
-  assert isinstance(run(pool, functools.partial(int, 7))[0], TimeoutError)  # nobody is left, and it says so at once
-  assert time.monotonic() - began < 0.05
+  assert 3 <= started() <= 2 + 3
+  assert isinstance(run(pool, functools.partial(int, 7))[0], NoThread)  # nobody is left
   held.set()
-  deadline = time.monotonic() + 5
-  while alive() > before and time.monotonic() < deadline:
-    time.sleep(0.01)
-  assert alive() == before
+  assert all_end(started)
   assert run(pool, functools.partial(int, 7)) == [7]  # once they have returned, it goes on
 
 
