@@ -21,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from earl_jax.acting import batched
 from earl_jax.action_space import ActionSpace, LANGUAGE
 from earl_jax.config import UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.base import Environment
+from earl_jax.environments.host import OnHost, Turn
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.experiment import EMBEDDED
@@ -33,6 +35,7 @@ from earl_jax.tasks.base import all_problems, Call, environments_of, Example, Ou
 __all__ = ['check_environment', 'check_task', 'HOSTILE_TEXTS']
 
 STEPS, EPISODES = 40, 64  # of random play
+HOST_EPISODES = 8  # likewise, in plain Python
 SECONDS = 1.0  # that a reward may take at most
 GENERAL = ('decisions', 'response_length', 'calls', 'invalid_calls')  # metrics that every episode has
 
@@ -51,7 +54,8 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
 
   Its functions are pure, of fixed shapes and dtypes, and the same under `jit` and `vmap`; inside, some action is always
   valid; observations fit their bound; play comes back to language; every action can be described, and is valid at some
-  time.
+  time. An environment in plain Python (`HostEnvironment`) keeps to what it declares as well: a state that JSON holds,
+  within its bound; texts; and the same again where it is deterministic.
 
   Args:
     environment: a name, a module path or a class.
@@ -72,7 +76,7 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
   reached = np.zeros(len(made.spec.actions), bool)
   for instance in instances:
     _check_shapes(made, instance)
-    reached |= _check_play(made, instance)
+    reached |= (_check_host_play if isinstance(made, OnHost) else _check_play)(made, instance)
   missing = [action.description for action, valid in zip(made.spec.actions, reached) if not valid]
   _require(not missing, f'{kind.__name__}: {missing} are never valid')
 
@@ -132,6 +136,38 @@ def _check_play(environment: Environment, instance: dict[str, Any]) -> np.ndarra
   return valid.any(axis=(0, 1))
 
 
+def _check_host_play(environment: OnHost, instance: dict[str, Any]) -> np.ndarray:
+  """`_check_play` of an environment in plain Python."""
+  name, reached, left = environment.kind.__name__, np.zeros(len(environment.spec.actions), bool), False
+  for episode in range(HOST_EPISODES):
+    rng, turns = np.random.default_rng(episode), [_asked(environment, environment.begin, instance)]
+    for _ in range(STEPS):
+      data, valid, *_ = turns[-1]
+      reached |= valid
+      action = int(rng.choice(np.flatnonzero(valid)))
+      turns.append(_asked(environment, environment.proceed, data, action))
+      left |= turns[-1].leaves
+      same = not environment.deterministic or _same(turns[-1], _asked(environment, environment.proceed, data, action))
+      _require(same, f'{name}: it differs when repeated; say deterministic = False')
+      _, cut = environment.tokens_of(turns[-1].text)
+      _require(not cut, f'{name}: a text is longer than max_observation={environment.max_observation} tokens')
+    same = not environment.deterministic or _same(turns[0], _asked(environment, environment.begin, instance))
+    _require(same, f'{name}: reset differs when repeated; say deterministic = False')
+  _require(left, f'{name}: random play never comes back to language')
+  return reached
+
+
+def _asked(environment: OnHost, call: Callable[..., Turn], *arguments: Any) -> Turn:
+  try:
+    return call(*arguments)
+  except Exception as error:
+    raise AssertionError(f'{environment.kind.__name__}: {type(error).__name__}: {error}') from error
+
+
+def _same(turn: Turn, other: Turn) -> bool:
+  return turn._replace(valid=turn.valid.tolist()) == other._replace(valid=other.valid.tolist())
+
+
 def check_task(
     task: Task, solve: Callable[[Example], list[str | Call]] | None = None, *, seed: int = 0, examples: int = 50
 ) -> None:
@@ -156,9 +192,8 @@ def check_task(
       split: [task.example(seed, split, index) for index in range(examples)] for split in ('train', 'test')
   }
   _check_examples(task, drawn, seed)
-  reset, carry_out = jax.jit(interface.reset), _Player(task, interface)
-  example = drawn['test'][0]
-  start = jax.tree.map(np.asarray, reset(example.instance))
+  carry_out, example = _Player(task, interface), drawn['test'][0]
+  start = carry_out.start(example)
   for text in HOSTILE_TEXTS:
     _check_outcome(task, example, start, text)
   for split, index in (('train', 0), ('train', examples - 1), ('test', 0), ('test', examples - 1)):
@@ -229,21 +264,36 @@ class _Player:
 
   def __init__(self, task: Task, interface: ExpandedInterface):
     self._task, self._interface = task, interface
-    self._reset, self._legal, self._act = map(jax.jit, (interface.reset, interface.legal, interface.act))
+    self._offered = np.ones((1, interface.space.num_environments), bool)
+    self._reset = jax.jit(functools.partial(batched.reset, interface))
+    self._act = jax.jit(functools.partial(batched.act, interface, np.ones(1, bool)))
+    self._legal = jax.jit(jax.vmap(interface.legal))
+
+  def start(self, example: Example) -> dict[str, Any]:
+    """The hidden states before the first step."""
+    return self._first_row(self._begin(example))
 
   def __call__(self, example: Example, steps: list[str | Call]) -> Outcome:
-    space, offered = self._interface.space, np.ones(self._interface.space.num_environments, bool)
-    states, environment, written = self._reset(example.instance), jnp.int32(LANGUAGE), []
+    space, environment, written = self._interface.space, jnp.full(1, LANGUAGE, jnp.int32), []
+    states = self._begin(example)
     for action in self._interface.script(steps, _encode):
-      legal = np.asarray(self._legal(environment, states, offered))
-      allowed = environment == LANGUAGE if action < space.vocab_size else legal[action - space.vocab_size]
+      legal = np.asarray(self._legal(environment, states, self._offered))[0]
+      allowed = environment[0] == LANGUAGE if action < space.vocab_size else legal[action - space.vocab_size]
       _require(bool(allowed), f'{self._task.label}: {steps} takes an action that is not legal')
-      effect = self._act(environment, states, offered, jnp.int32(action))
-      written += effect.tokens[: effect.length].tolist()
+      action = jnp.full(1, action, jnp.int32)
+      effect = self._act(environment, states, offered=self._offered, action=action)
+      written += effect.tokens[0, : effect.length[0]].tolist()
       states, environment = effect.states, effect.environment
-    _require(int(environment) == LANGUAGE, f'{self._task.label}: {steps} ends inside an environment')
-    states = jax.tree.map(np.asarray, states)
-    return self._task.outcome(example.instance, states, _tokenizer().decode(written), True)
+    _require(int(environment[0]) == LANGUAGE, f'{self._task.label}: {steps} ends inside an environment')
+    text = _tokenizer().decode(written)
+    return self._task.outcome(example.instance, self._first_row(states), text, True)
+
+  def _begin(self, example: Example) -> dict[str, Any]:
+    instance = {name: np.asarray(x)[None] for name, x in example.instance.items()}
+    return self._reset(instance, self._offered)
+
+  def _first_row(self, states: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda x: np.asarray(x)[0], states)
 
 
 @functools.cache

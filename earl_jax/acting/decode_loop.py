@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from earl_jax.acting import policy
-from earl_jax.acting.masked import NEGATIVE
-from earl_jax.acting.replay import Replay, where_rows
+from earl_jax.acting import batched, policy
+from earl_jax.acting.masked import NEGATIVE, where_rows
+from earl_jax.acting.replay import Replay
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.interfaces.expanded import ExpandedInterface, States
@@ -195,8 +195,8 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
     action = jnp.where(old.decided < rows.replay.length, given, action)
 
   # 2. What it does. A write that does not fit ends the episode, and its step never happened.
-  effect = jax.vmap(interface.act)(old.environment, old.states, rows.offered, action)
   deciding = old.active & (old.pending_length == 0)
+  effect = batched.act(interface, deciding, old.environment, old.states, offered=rows.offered, action=action)
   committed = deciding & (slot + effect.length <= decoding.slots)
   ends = committed & language & jnp.isin(action, jnp.array(decoding.end_tokens, jnp.int32))
   active = old.active & (committed | ~deciding)

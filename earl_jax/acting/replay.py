@@ -1,11 +1,13 @@
 """Decisions that are given, not chosen: to be taken before the policy is free, or carried out without it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from earl_jax.acting import batched
+from earl_jax.acting.masked import where_rows
 from earl_jax.action_space import LANGUAGE
 from earl_jax.interfaces.expanded import ExpandedInterface, States
 
@@ -38,18 +40,20 @@ def force(replay: Replay, route: list[int]) -> Replay:
   return Replay(jnp.where(inside, forced, replay.actions), replay.length + len(route))
 
 
-def carry_out(interface: ExpandedInterface, states: States, offered: jax.Array, replay: Replay) -> States:
-  """The hidden states [B, …] after the decisions of `replay`, which begin in language. No model is asked."""
+def carry_out(
+    interface: ExpandedInterface, states: States, offered: jax.Array, replay: Replay, was: States
+) -> States:
+  """The hidden states [B, …] after the decisions of `replay`, which begin in language. No model is asked.
+
+  Args:
+    was: final states of the episodes that are repeated, see `batched.reset`.
+  """
 
   def decide(i, carry):
     environment, states = carry
-    effect = jax.vmap(interface.act)(environment, states, offered, replay.actions[:, i])
-    return where_rows(i < replay.length, (effect.environment, effect.states), carry)
+    action, deciding = replay.actions[:, i], i < replay.length
+    effect = batched.act(interface, deciding, environment, states, offered=offered, action=action, was=was)
+    return where_rows(deciding, (effect.environment, effect.states), carry)
 
   environment = jnp.full(len(replay.length), LANGUAGE, jnp.int32)
   return jax.lax.fori_loop(0, jnp.max(replay.length), decide, (environment, states))[1]
-
-
-def where_rows(condition: jax.Array, new: Any, old: Any) -> Any:
-  """Per-row choice between two trees whose leaves are [B, …]."""
-  return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from earl_jax.acting import policy
+from earl_jax.acting import batched, policy
 from earl_jax.acting.decode_loop import begin, blank, decode, Decoding, Episodes, placed, Policy, Rows, take_rows
 from earl_jax.acting.prompts import Prompts, read_prompts
 from earl_jax.acting.replay import carry_out, recorded, Replay
@@ -106,8 +106,9 @@ def resume(
       first=first, start=old.start, keys=_row_keys(key, fork.rows), offered=prompts.offered, replay=forced,
       before=tuple(zip(prompt, response)),
   )
-  states = jax.vmap(decoding.interface.reset)(prompts.instance)
-  states = carry_out(decoding.interface, states, prompts.offered, recorded(old.actions, fork.slots))
+  interface, was = decoding.interface, old.states
+  states = batched.reset(interface, prompts.instance, prompts.offered & fork.real[:, None], was)
+  states = carry_out(interface, states, prompts.offered, recorded(old.actions, fork.slots), was)
   last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
   episodes = begin(
       decoding, rows, states, decoding.slots - length + 1, active=fork.real, end=fork.slots,
@@ -127,7 +128,7 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
       first=first, start=prompts.start, keys=_row_keys(key, row_ids), offered=prompts.offered, replay=replay,
       before=tuple((part,) for part in prompt),
   )
-  states = jax.vmap(decoding.interface.reset)(prompts.instance)
+  states = batched.reset(decoding.interface, prompts.instance, prompts.offered)
   episodes = begin(decoding, rows, states, decoding.slots - length, hidden=hidden)
   episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)
   nothing = blank(decoding, len(first), decoding.slots)

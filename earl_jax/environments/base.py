@@ -73,6 +73,15 @@ class Environment(abc.ABC):
   def step(self, state: State, action: jax.Array) -> tuple[Observation, State, jax.Array]:
     """(observation, next state, exit: bool[]) after local action int32[]. exit = control returns to language."""
 
+  @classmethod
+  def traced(cls) -> type['Environment']:
+    """The class that interfaces build: this one, unless its functions are plain Python (see `host`)."""
+    return cls
+
+  def check(self, instance: dict[str, Any]) -> None:
+    """Raises KeyError where `reset` needs something that an instance lacks."""
+    jax.eval_shape(self.reset, instance)
+
 
 def observation_table(encode: Encode, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
   """Token table of the observations `texts`: (int32[N, L], int32[N])."""
@@ -121,7 +130,7 @@ def find(named: str | type[Environment]) -> type[Environment]:
   Raises:
     UserError: there is none, more than one, or it lacks a spec or the type of its state.
   """
-  found = finder.find(named, Environment, _name_of)
+  found = finder.find(named, Environment, _name_of).traced()
   for attribute, kind in (('spec', EnvironmentSpec), ('state_type', type)):
     if not isinstance(getattr(found, attribute, None), kind):
       raise UserError(f'environment {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')

@@ -86,15 +86,6 @@ class ExpandedInterface:
         ids += self.route(k) + (self.space.vocab_size + actions).tolist()
     return ids
 
-  def written(self, script: list[int], instance: dict[str, jax.Array], offered: jax.Array) -> list[int]:
-    """The tokens that stand there once a script is carried out, what the environments write among them."""
-    environment, states, tokens = jnp.int32(LANGUAGE), self.reset(instance), []
-    for action in script:
-      effect = self.act(environment, states, offered, jnp.int32(action))
-      environment, states = effect.environment, effect.states
-      tokens += effect.tokens[: effect.length].tolist()
-    return tokens
-
   def reset(self, instance: dict[str, jax.Array]) -> States:
     """Hidden states at the start of an episode; environments with the same `state_type` share one."""
     return {e.state_type.__name__: e.reset(instance) for e in self.environments}
@@ -113,6 +104,11 @@ class ExpandedInterface:
       valid = env.valid_actions(states[env.state_type.__name__]) & (environment == k + 1)
       legal = legal.at[actions].max(valid)
     return legal
+
+  def local_action(self, environment: jax.Array, action: jax.Array) -> jax.Array:
+    """int32[]: what action id `action` is inside `environment`, a local action; 0 where it is none."""
+    expanded = jnp.clip(action - self.space.vocab_size, 0, self.space.num_expanded - 1)
+    return jnp.asarray(self._local)[jnp.maximum(environment - 1, 0), expanded]
 
   def act(self, environment: jax.Array, states: States, offered: jax.Array, action: jax.Array) -> Effect:
     """Carries out a legal action id.

@@ -66,8 +66,9 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def end_tokens(folder: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-  """The ids that end an episode: the tokenizer's first, then those of config.json and generation_config.json, or of the
-  GGUF file.
+  """The ids that end an episode: the tokenizer's first, then those of config.json and generation_config.json.
+
+  A GGUF file names its own.
 
   Raises:
     UserError: a file cannot be read, or names what is no token of the tokenizer.
@@ -91,8 +92,8 @@ def end_tokens(folder: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast) -
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-  """Token ids of `text`, nothing added."""
-  return tokenizer.encode(text, add_special_tokens=False)
+  """Token ids of `text`, nothing added. The names of special tokens are text like any other: nobody can write one."""
+  return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def check_spelling(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
@@ -123,7 +124,7 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assi
       continue
     missing = _left_out(text, {'system': system, 'user': user})
     if not missing:
-      return encode(tokenizer, text + assistant)
+      return tokenizer.encode(text + assistant, add_special_tokens=False)
     failure = failure or f'leaves out the {missing} message'
   raise UserError(f'chat_template in tokenizer_config.json {failure}; use another template')
 

@@ -6,12 +6,11 @@ Tasks and environments may be anybody's programs, which can raise anything: here
 from collections.abc import Callable, Iterator
 import contextlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from earl_jax import finder
-from earl_jax.action_space import Encode, LANGUAGE
+from earl_jax.acting import batched
+from earl_jax.action_space import Encode
 from earl_jax.config import Config, UserError
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.run.instances import form, instance_fields, side_by_side
@@ -39,7 +38,7 @@ def check_instances(examples: dict[str, Example], tasks: list[Task], interface: 
     for name in (environment.spec.name for environment in environments_of(task)):
       with _told_of(task, f', in the environment {name!r}'):
         try:
-          jax.eval_shape(built[name].reset, instance)
+          built[name].check(instance)
         except KeyError as error:
           raise UserError(
               f'task {task.label}: its instance has no {error.args[0]!r}, which the environment {name!r} needs; it has '
@@ -96,40 +95,15 @@ def check_demonstrations(
         steps = task.demonstration(config.seed, 'train', index, index % config.rollout.group)
         scripts.append(interface.script(steps, encode))
         instances.append(task.example(config.seed, 'train', index).instance)
-    slots = 1 + written(interface, task, side_by_side(instances, fields), scripts).max()  # the end of sequence too
+    names = [environment.spec.name for environment in environments_of(task)]
+    offered = np.array([environment.spec.name in names for environment in interface.environments], bool)
+    tokens = batched.written(interface, side_by_side(instances, fields), offered, scripts)
+    slots = 1 + max(map(len, tokens))  # the end of sequence too
     if slots > config.rollout.response_length:
       raise UserError(
           f'config.rollout.response_length={config.rollout.response_length}: a demonstration of {task.label} does not '
           f'fit, it has {slots} tokens; choose at least that'
       )
-
-
-def written(
-    interface: ExpandedInterface, task: Task, instances: Instance, scripts: list[list[int]]
-) -> np.ndarray:
-  """int32[rows]: slots that scripts fill, what the environments write among them. No model is asked.
-
-  Args:
-    instances: [rows, …], with the keys of all tasks of the run.
-    scripts: action ids of each row, which begin in language.
-  """
-  names = [environment.spec.name for environment in environments_of(task)]
-  offered = np.array([environment.spec.name in names for environment in interface.environments], bool)
-  lengths = np.array([len(script) for script in scripts], np.int32)
-  actions = np.zeros((len(scripts), max(lengths)), np.int32)
-  for row, script in zip(actions, scripts):
-    row[: len(script)] = script
-
-  def carry_out(instance, script, length):
-    def decide(i, carry):
-      environment, states, slots = carry
-      effect = interface.act(environment, states, offered, script[i])
-      return effect.environment, effect.states, slots + effect.length
-
-    start = jnp.int32(LANGUAGE), interface.reset(instance), jnp.int32(0)
-    return jax.lax.fori_loop(0, length, decide, start)[2]
-
-  return np.asarray(jax.jit(jax.vmap(carry_out))(instances, actions, lengths))
 
 
 def _check_like(task: Task, first: Instance, other: Instance) -> None:

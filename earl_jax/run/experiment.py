@@ -19,6 +19,7 @@ from earl_jax.acting.scoring import Scoring
 from earl_jax.acting.trajectory import Trajectory, walk
 from earl_jax.config import Config, UserError
 from earl_jax.devices import processes, sharding
+from earl_jax.environments import host
 from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
@@ -198,7 +199,7 @@ class Experiment:
       spent = {
           'decisions': len(decisions.slot), 'response_length': int(episode.end) - length, 'calls': decisions.calls,
           'invalid_calls': decisions.calls - decisions.returns,
-      }
+      } | host.counts(episode.states)
       results.append(outcome._replace(metrics=outcome.metrics | spent))
     return [Outcome(*outcome) for outcome in processes.gather(results, rows, len(problems))]
 

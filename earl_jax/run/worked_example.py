@@ -5,6 +5,7 @@ import functools
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from earl_jax.acting import batched
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.instances import instance_fields, side_by_side
@@ -34,9 +35,8 @@ def worked_example(
       break
   example, names = task.example(seed, 'train', index), [environment.spec.name for environment in environments_of(task)]
   fields = instance_fields(examples | {task.label: example})
-  instance = {key: values[0] for key, values in side_by_side([example.instance], fields).items()}
   script = interface.script(steps, functools.partial(tokenizer_lib.encode, tokenizer))
   offered = np.array([environment.spec.name in names for environment in interface.environments], bool)
-  tokens = interface.written(script, instance, offered)
+  [tokens] = batched.written(interface, side_by_side([example.instance], fields), offered, [script])
   answer = task.assistant_start + tokenizer.decode(tokens)
   return f'For example, to "{example.user}" you answer: {answer}'
