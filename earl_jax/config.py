@@ -146,7 +146,8 @@ class Config:
     stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem, in two
       evaluations in a row.
     evaluate_every, checkpoint_every, sample_every: steps between greedy evaluations, saved checkpoints, and rollouts
-      written out as text.
+      written out.
+    trackers: services that show the run besides metrics.jsonl: any of 'tensorboard', 'wandb', 'trackio', 'mlflow'.
     evaluation_prompts: held-out problems per task, for tasks too large to enumerate.
   """
 
@@ -164,12 +165,15 @@ class Config:
   evaluate_every: int = 20
   checkpoint_every: int = 20
   sample_every: int = 20
+  trackers: tuple[str, ...] = ('tensorboard',)
   evaluation_prompts: int = 256
   rollout: RolloutConfig = RolloutConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
 
+
+TRACKERS = ('tensorboard', 'wandb', 'trackio', 'mlflow')
 
 # Fields by their names in older workdirs.
 RENAMED = {'window': 'mastery_window', 'algorithm.fraction': 'algorithm.rewrite_fraction'}
@@ -263,6 +267,8 @@ def _check(config: Config) -> None:
   ):
     value = getattr(config, field)
     require(value in kinds, field, value, f'choose one of {", ".join(kinds)}')
+  require(set(config.trackers) <= set(TRACKERS), 'trackers', config.trackers,
+          f"choose among {', '.join(TRACKERS)}; write several as --config.trackers=\"'wandb','mlflow'\"")
   for field in ('steps', 'mastery_window', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts'):
     require(getattr(config, field) >= 1, field, getattr(config, field), 'choose a number from 1 on')
   for field in ('prompts', 'prompt_length', 'response_length', 'chunk'):

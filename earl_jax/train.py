@@ -7,10 +7,11 @@ checkpoint after the step in progress and exit with status 0; a second one ends 
 is 75 then, for the engine that runs the job to start it again. Exit status 2: something in the command or the config
 has to be mended, and one line says what.
 
-The workdir holds config.json and versions.json (what the run is), metrics.jsonl and TensorBoard events, samples/,
-checkpoints/ and, at the end, evaluation.json.
+The workdir holds config.json and versions.json (what the run is), metrics.jsonl, what the trackers keep there,
+samples/, checkpoints/ and, at the end, evaluation.json.
 """
 
+import functools
 import os
 import pathlib
 import sys
@@ -28,17 +29,20 @@ from earl_jax.learning.update import TrainState
 from earl_jax.run import cli, measure
 from earl_jax.run.checkpoint import Checkpointer, keep_reference, restore_reference
 from earl_jax.run.collect import collect, Experience
+from earl_jax.run.episodes import draw_episode
 from earl_jax.run.experiment import Experiment, set_up
 from earl_jax.run.learner import Learner
-from earl_jax.run.metrics import MetricsWriter, write_samples
+from earl_jax.run.metrics import MetricsWriter
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from earl_jax.run.stop_signal import StopSignal
+from earl_jax.run.trackers import require_trackers
 from earl_jax.run.workdir import claim_workdir
 
 __all__ = ['train']
 
 SAMPLES = 8  # trajectories written out at a time
+MOST_DRAWN = 1024  # slots of an episode that is drawn: more take long, and nobody looks at so many boxes
 
 
 class Trained(NamedTuple):
@@ -59,6 +63,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
   Raises:
     UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
   """
+  if jax.process_index() == 0:
+    require_trackers(config.trackers)
   experiment, params = set_up(config)
   claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
   learner = Learner(experiment, params)
@@ -70,7 +76,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
     if not progress.over(config):
       learner.compile_beside()
     stopped = False
-    with MetricsWriter(workdir, config.steps, progress.step, columns) as writer:
+    with MetricsWriter(workdir, config, progress.step, columns) as writer:
       while not progress.over(config) and not stopped:
         began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
 
@@ -100,7 +106,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
         writer.write(step, metrics)
         if step % config.sample_every == 0:
-          write_samples(workdir, step, samples(experiment, experience))
+          write_samples(writer, experiment, experience, step)
 
         # Save.
         stopped = stop.reached(progress.step)
@@ -156,12 +162,14 @@ def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[
   return measure.is_solved(experiment.goal, results), metrics
 
 
-def samples(experiment: Experiment, experience: Experience) -> list[str]:
-  """Some rollouts of a batch as text."""
+def write_samples(writer: MetricsWriter, experiment: Experiment, experience: Experience, step: int) -> None:
+  """Writes some rollouts of a batch as text, and draws the first of them."""
   count = len(experience.advantages)
   picks = np.arange(0, count, max(1, count // SAMPLES))
   shown = rows.take(experience.factual, picks, sharding.replicated(experiment.mesh))
-  return [experiment.render(shown, row) for row in range(len(picks))]
+  writer.write_samples(step, [experiment.render(shown, row) for row in range(len(picks))])
+  if shown.slots <= MOST_DRAWN:
+    writer.write_picture(step, functools.partial(draw_episode, experiment, shown, 0))
 
 
 def final_table(experiment: Experiment, params: policy.Params, step: int, workdir: str | pathlib.Path) -> str:

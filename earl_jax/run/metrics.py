@@ -1,6 +1,7 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line, samples. Process 0 only."""
+"""What a run reports while it trains: metrics.jsonl, samples, a progress line; the same to trackers. Process 0 only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import importlib.util
 import json
 import math
 import os
@@ -11,13 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from tqdm import auto as tqdm_auto
 
+from earl_jax.config import Config
+from earl_jax.run.trackers import open_trackers, samples_text
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import Column
 
-__all__ = ['MetricsWriter', 'ProgressBar', 'write_samples']
+__all__ = ['MetricsWriter', 'ProgressBar']
 
 # metric -> how the progress line shows it, in this order; metrics that are not given are left out
 SHOWN = {
@@ -31,32 +33,36 @@ SPEED = {'tokens_per_second': '{:,.0f} tokens/s'}
 
 
 class MetricsWriter:
-  """Writes one run's metrics to workdir/metrics.jsonl, to TensorBoard events in workdir, and to the progress line.
+  """Writes one run's metrics to workdir/metrics.jsonl, to its trackers, and to the progress line; samples likewise.
 
   On resume the lines of steps that will be run again are dropped, so that the file of an interrupted run equals that
   of an uninterrupted one wherever the metrics are equal (timings are not).
   """
 
   def __init__(
-      self, workdir: str | os.PathLike, total_steps: int, resume_step: int = 0, columns: Sequence[Column] = ()
+      self, workdir: str | os.PathLike, config: Config, resume_step: int = 0, columns: Sequence[Column] = ()
   ):
-    """Opens the files.
+    """Opens the files and the trackers.
 
     Args:
       workdir: the run's folder, which exists.
-      total_steps: number of updates of the whole run.
+      config: the run's.
       resume_step: the first step that will be written.
       columns: what the progress line shows of the tasks' own metrics.
+
+    Raises:
+      UserError: a tracker cannot be opened.
     """
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    self._workdir = pathlib.Path(workdir)
+    self._trackers = open_trackers(self._workdir, config, resume_step)
+    path = self._workdir / 'metrics.jsonl'
     if path.exists():
       write_atomically(path, _lines_before(path, resume_step))
     self._file = path.open('a', encoding='utf-8')
-    self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step, flush_secs=30)
-    self._bar = ProgressBar(total_steps, resume_step, columns)
+    self._bar = ProgressBar(config.steps, resume_step, columns)
 
   def __enter__(self):
     return self
@@ -69,7 +75,7 @@ class MetricsWriter:
 
     Args:
       step: from 0, increasing.
-      metrics: name -> number, array of shape [], or string. Strings are left out of TensorBoard; NaN and infinities,
+      metrics: name -> number, array of shape [], or string. Trackers get no strings; NaN and infinities,
         which JSON lacks, become null in the file.
     """
     if not self._active:
@@ -78,17 +84,38 @@ class MetricsWriter:
     finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
     self._file.write(json.dumps({'step': step} | finite) + '\n')
     self._file.flush()  # the line outlives a kill
-    for name, value in values.items():
-      if not isinstance(value, str):
-        self._events.add_scalar(name, value, step)
+    self._trackers.log(step, {name: value for name, value in values.items() if not isinstance(value, str)})
     self._bar.update(step, values)
+
+  def write_samples(self, step: int, samples: Sequence[str]) -> None:
+    """Writes rollout texts to workdir/samples/step_000123.txt, each under a numbered heading."""
+    if self._active:
+      write_atomically(self._sample(step, 'txt'), samples_text(samples))
+      self._trackers.log_samples(step, samples)
+
+  def write_picture(self, step: int, draw: Callable[[pathlib.Path], None]) -> None:
+    """Draws an episode in workdir/samples/step_000123.png for the trackers, if there are any and matplotlib is there.
+
+    Args:
+      step: as in `write`.
+      draw: makes a PNG file of this path.
+    """
+    if self._active and self._trackers and importlib.util.find_spec('matplotlib'):
+      path = self._sample(step, 'png')
+      draw(path)
+      self._trackers.log_picture(step, 'episode', path)
 
   def close(self) -> None:
     """Flushes and closes the files."""
     if self._active:
       self._file.close()
-      self._events.close()
+      self._trackers.close()
       self._bar.close()
+
+  def _sample(self, step: int, suffix: str) -> pathlib.Path:
+    folder = self._workdir / 'samples'
+    folder.mkdir(exist_ok=True)
+    return folder / f'step_{step:06d}.{suffix}'
 
 
 def _lines_before(path: pathlib.Path, step: int) -> str:
@@ -138,13 +165,3 @@ class ProgressBar:
     """Leaves the bar as it stands."""
     if self._bar is not None:
       self._bar.close()
-
-
-def write_samples(workdir: str | os.PathLike, step: int, samples: list[str]) -> None:
-  """Writes rollout texts to workdir/samples/step_000123.txt, each under a numbered heading."""
-  if jax.process_index() != 0:
-    return
-  folder = pathlib.Path(workdir) / 'samples'
-  folder.mkdir(exist_ok=True)
-  text = ''.join(f'===== sample {i} =====\n{sample}\n' for i, sample in enumerate(samples))
-  write_atomically(folder / f'step_{step:06d}.txt', text)

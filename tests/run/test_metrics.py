@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from earl_jax.config import Config
 from earl_jax.run import metrics
 from earl_jax.tasks.base import Column
 
 
 def run(workdir, start, stop, total=6):
-  with metrics.MetricsWriter(workdir, total, start) as writer:
+  with metrics.MetricsWriter(workdir, Config(steps=total), start) as writer:
     for step in range(start, stop):
       writer.write(step, {'stage': 'sort3', 'reward': jnp.float32(step) / 3, 'length': np.int32(step), 'loss': np.nan})
+      writer.write_samples(step, [])
 
 
 def events(workdir):
@@ -60,7 +62,7 @@ def test_resumed_file_equals_uninterrupted(tmp_path, died, resumed, tail):
 
 
 def test_line_is_on_disk_at_once(tmp_path):
-  with metrics.MetricsWriter(tmp_path, 9) as writer:
+  with metrics.MetricsWriter(tmp_path, Config(steps=9)) as writer:
     writer.write(0, {'reward': 1.0})
     assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 0, 'reward': 1.0}
 
@@ -77,7 +79,6 @@ def test_events(tmp_path):
 def test_only_process_zero_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(metrics.jax, 'process_index', lambda: 1)
   run(tmp_path, 0, 2)
-  metrics.write_samples(tmp_path, 0, ['a'])
   assert not list(tmp_path.iterdir())
 
 
@@ -111,6 +112,7 @@ def test_bar_in_a_terminal(capfd, monkeypatch):
 
 
 def test_samples(tmp_path):
-  metrics.write_samples(tmp_path, 123, ['one', 'two\nlines'])
+  with metrics.MetricsWriter(tmp_path, Config()) as writer:
+    writer.write_samples(123, ['one', 'two\nlines'])
   text = (tmp_path / 'samples' / 'step_000123.txt').read_text()
   assert text == '===== sample 0 =====\none\n===== sample 1 =====\ntwo\nlines\n'
