@@ -19,7 +19,8 @@ FLOORS = (
     {'acting'},
     {'learning'},
     {'run'},
-    {'train', 'evaluate', 'plan', 'export', 'pictures', 'testing', 'base_model'},  # programs, and what is beside them
+    # Programs, and what is beside them.
+    {'__main__', 'train', 'evaluate', 'plan', 'export', 'pictures', 'testing', 'base_model'},
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}
 FORMULAS = {'earl_jax.learning.advantages', 'earl_jax.learning.losses'}

@@ -26,7 +26,7 @@ def report(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
 
   def run(name):
-    for steps in (range(0, 3), range(2, 4)):
+    for steps in (range(3), range(2, 4)):
       trackers.require_trackers([name])
       opened = trackers.open_trackers(workdir, Config(trackers=(name,)), steps[0])
       for step in steps:
@@ -138,7 +138,7 @@ def test_a_run_keeps_its_id(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', ['wandb', 'trackio', 'mlflow'])
 def test_not_installed(monkeypatch, name):
   monkeypatch.setitem(sys.modules, name, None)
-  with pytest.raises(UserError, match=rf"config.trackers=.*{name} cannot be imported .*pip install 'earl_jax\[{name}\]'"):
+  with pytest.raises(UserError, match=rf"{name} cannot be imported .*pip install 'earl_jax\[{name}\]'"):
     trackers.require_trackers(['tensorboard', name])
 
 
