@@ -8,51 +8,14 @@ intervals (Wilson) wherever problems are drawn, and below it what the task compa
 numbers also go to evaluation.json in the workdir. The newest checkpoint is used, also while a run is still training.
 """
 
-import dataclasses
 import pathlib
 import sys
 
 from absl import flags
 
-from earl_jax.config import UserError
 from earl_jax.run import cli, measure
-from earl_jax.run.experiment import Experiment
-from earl_jax.run.saved import load
+from earl_jax.run.saved import find_tasks, load, with_room
 from earl_jax.run.workdir import read_config
-from earl_jax.tasks.base import environments_of, Task, task_of_label
-
-__all__ = ['find_tasks', 'with_room']
-
-
-def find_tasks(experiment: Experiment, names: list[str]) -> list[Task]:
-  """Tasks by label: those of the run, and others as name and number (`sort5`) or path; [] = the run's.
-
-  Raises:
-    UserError: no such task, or it needs an environment that the run does not have.
-  """
-  own = {task.label: task for task in experiment.tasks}
-  known = set(experiment.environment_versions)
-  found = {}
-  for name in names or own:
-    task = own.get(name) or task_of_label(name, experiment.tasks)
-    lacking = [e.spec.name for e in environments_of(task) if e.spec.name not in known]
-    if lacking:
-      raise UserError(f'--tasks={name}: it needs the environment {lacking[0]!r}, which this run was trained without')
-    found[task.label] = task
-  return list(found.values())
-
-
-def with_room(experiment: Experiment, tasks: list[Task], samples: int, response_length: int) -> Experiment:
-  """The experiment with prompts as long as `tasks` need and responses of `response_length` slots."""
-  longest = max(
-      len(experiment.prompt(task, example)) for task in tasks for temperature in (0.0, 1.0)
-      for example in measure.problems_of(experiment, task, samples, temperature)[0]
-  )
-  rollout = dataclasses.replace(
-      experiment.config.rollout,
-      prompt_length=max(longest, experiment.config.rollout.prompt_length), response_length=response_length,
-  )
-  return dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, rollout=rollout))
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

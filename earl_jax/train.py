@@ -11,7 +11,6 @@ The workdir holds config.json and versions.json (what the run is), metrics.jsonl
 samples/, checkpoints/ and, at the end, evaluation.json.
 """
 
-import functools
 import os
 import pathlib
 import sys
@@ -20,29 +19,25 @@ from typing import NamedTuple
 
 from absl import flags
 import jax
-import numpy as np
 
 from earl_jax.acting import policy
 from earl_jax.config import Config
-from earl_jax.devices import processes, rows, sharding
+from earl_jax.devices import processes
 from earl_jax.learning.update import TrainState
 from earl_jax.run import cli, measure
 from earl_jax.run.checkpoint import Checkpointer, keep_reference, restore_reference
-from earl_jax.run.collect import collect, Experience
-from earl_jax.run.episodes import draw_episode
+from earl_jax.run.collect import collect
 from earl_jax.run.experiment import Experiment, set_up
 from earl_jax.run.learner import Learner
 from earl_jax.run.metrics import MetricsWriter
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
+from earl_jax.run.samples import first_drawn, look_at, write_samples
 from earl_jax.run.stop_signal import StopSignal
 from earl_jax.run.trackers import require_trackers
 from earl_jax.run.workdir import claim_workdir
 
 __all__ = ['train']
-
-SAMPLES = 8  # trajectories written out at a time
-MOST_DRAWN = 1024  # slots of an episode that is drawn: more take long, and nobody looks at so many boxes
 
 
 class Trained(NamedTuple):
@@ -85,6 +80,9 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
 
         # Rollouts.
         experience = collect(experiment, state.params, problems, progress)
+        if step % config.sample_every == 0:  # before the update takes the parameters
+          samples = look_at(experiment, state.params, learner.reference, problems, experience)
+          write_samples(workdir, step, samples)
 
         # Learning.
         state, learned = learner.update(state, experience, stage, step)
@@ -106,7 +104,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
         metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
         writer.write(step, metrics)
         if step % config.sample_every == 0:
-          write_samples(writer, experiment, experience, step)
+          writer.log_samples(step, [sample['text'] for sample in samples], first_drawn(experiment, experience))
 
         # Save.
         stopped = stop.reached(progress.step)
@@ -160,16 +158,6 @@ def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[
       if name in results[task.label]
   }
   return measure.is_solved(experiment.goal, results), metrics
-
-
-def write_samples(writer: MetricsWriter, experiment: Experiment, experience: Experience, step: int) -> None:
-  """Writes some rollouts of a batch as text, and draws the first of them."""
-  count = len(experience.advantages)
-  picks = np.arange(0, count, max(1, count // SAMPLES))
-  shown = rows.take(experience.factual, picks, sharding.replicated(experiment.mesh))
-  writer.write_samples(step, [experiment.render(shown, row) for row in range(len(picks))])
-  if shown.slots <= MOST_DRAWN:
-    writer.write_picture(step, functools.partial(draw_episode, experiment, shown, 0))
 
 
 def final_table(experiment: Experiment, params: policy.Params, step: int, workdir: str | pathlib.Path) -> str:

@@ -79,7 +79,7 @@ def test_task_without_its_environment(run):
 
   assert 'check' not in names
   experiment = dataclasses.replace(run[2], stages=(((Checked(3), 1.0),),))
-  with pytest.raises(UserError, match="--tasks=order3: it needs the environment 'check'"):
+  with pytest.raises(UserError, match="task 'order3': it needs the environment 'check'"):
     evaluate.find_tasks(experiment, ['order3'])
 
 

@@ -45,6 +45,11 @@ class Learner:
     if algorithm.kl:
       self._reference = reference_lib.keep(params, self._shardings.params, algorithm.reference_on_host)
 
+  @property
+  def reference(self) -> policy.Params | None:
+    """The parameters of the reference policy, on the devices; None where nothing is kept."""
+    return None if self._reference is None else jax.device_put(self._reference, self._shardings.params)
+
   def compile_beside(self) -> None:
     """Compiles what follows the rollouts, in a thread beside theirs: on two cores the first step comes 12 % sooner."""
     self._compiling = futures.ThreadPoolExecutor(1).submit(self._compile)
@@ -65,12 +70,11 @@ class Learner:
     imitate = np.full(len(experience.advantages), stage.imitate)
     advantages, imitate = processes.place((experience.advantages, imitate), rows)
     with jax.set_mesh(self._experiment.mesh):
-      if self._reference is None:
+      reference = self.reference
+      if reference is None:
         scores = processes.place(np.zeros(trajectory.tokens.shape, np.float32), rows)
       else:
-        scores = reference_lib.log_probs(
-            jax.device_put(self._reference, self._shardings.params), trajectory, split, scoring=self._experiment.scoring
-        )
+        scores = reference_lib.log_probs(reference, trajectory, split, scoring=self._experiment.scoring)
       state, metrics = update_step(state, Batch(trajectory, advantages, scores, imitate), split, **self._updating)
     return state, jax.device_get(metrics)
 

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl, samples, a progress line; the same to trackers. Process 0 only."""
+"""What a run reports while it trains: metrics.jsonl, a progress line, and what trackers show. Process 0 only."""
 
 from collections.abc import Callable, Sequence
 import importlib.util
@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import auto as tqdm_auto
 
 from earl_jax.config import Config
-from earl_jax.run.trackers import open_trackers, samples_text
+from earl_jax.run.episodes import visible
+from earl_jax.run.trackers import open_trackers
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import Column
 
@@ -87,21 +88,19 @@ class MetricsWriter:
     self._trackers.log(step, {name: value for name, value in values.items() if not isinstance(value, str)})
     self._bar.update(step, values)
 
-  def write_samples(self, step: int, samples: Sequence[str]) -> None:
-    """Writes rollout texts to workdir/samples/step_000123.txt, each under a numbered heading."""
-    if self._active:
-      write_atomically(self._sample(step, 'txt'), samples_text(samples))
-      self._trackers.log_samples(step, samples)
-
-  def write_picture(self, step: int, draw: Callable[[pathlib.Path], None]) -> None:
-    """Draws an episode in workdir/samples/step_000123.png for the trackers, if there are any and matplotlib is there.
+  def log_samples(self, step: int, samples: Sequence[str], draw: Callable[[pathlib.Path], None] | None) -> None:
+    """Gives rollouts of a step to the trackers: their texts, and a picture of one where matplotlib is installed.
 
     Args:
       step: as in `write`.
-      draw: makes a PNG file of this path.
+      samples: texts that a model wrote.
+      draw: makes a PNG file of this path; None = no picture.
     """
-    if self._active and self._trackers and importlib.util.find_spec('matplotlib'):
-      path = self._sample(step, 'png')
+    if not self._active or not self._trackers:
+      return
+    self._trackers.log_samples(step, [visible(sample) for sample in samples])
+    if draw and importlib.util.find_spec('matplotlib'):
+      path = self._workdir / 'samples' / f'step_{step:06d}.png'
       draw(path)
       self._trackers.log_picture(step, 'episode', path)
 
@@ -111,11 +110,6 @@ class MetricsWriter:
       self._file.close()
       self._trackers.close()
       self._bar.close()
-
-  def _sample(self, step: int, suffix: str) -> pathlib.Path:
-    folder = self._workdir / 'samples'
-    folder.mkdir(exist_ok=True)
-    return folder / f'step_{step:06d}.{suffix}'
 
 
 def _lines_before(path: pathlib.Path, step: int) -> str:

@@ -212,7 +212,8 @@ class MLflow:
     self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in named])
 
   def log_samples(self, step, samples):
-    self._client.log_text(self._id, samples_text(samples), f'samples/step_{step:06d}.txt')
+    text = ''.join(f'===== sample {i} =====\n{sample}\n' for i, sample in enumerate(samples))
+    self._client.log_text(self._id, text, f'samples/step_{step:06d}.txt')
 
   def log_picture(self, step, name, path):
     self._client.log_artifact(self._id, str(path), 'pictures')
@@ -295,11 +296,6 @@ def open_trackers(workdir: pathlib.Path, config: Config, resume_step: int) -> Tr
           'out: the same command goes on from here'
       ) from error
   return Trackers(opened)
-
-
-def samples_text(samples: Sequence[str]) -> str:
-  """Rollouts as one text, each under a numbered heading."""
-  return ''.join(f'===== sample {i} =====\n{sample}\n' for i, sample in enumerate(samples))
 
 
 def _run_id(workdir: pathlib.Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from earl_jax.config import Config
 from earl_jax.run import metrics
+from earl_jax.run.trackers import Trackers
 from earl_jax.tasks.base import Column
 
 
@@ -17,7 +19,6 @@ def run(workdir, start, stop, total=6):
   with metrics.MetricsWriter(workdir, Config(steps=total), start) as writer:
     for step in range(start, stop):
       writer.write(step, {'stage': 'sort3', 'reward': jnp.float32(step) / 3, 'length': np.int32(step), 'loss': np.nan})
-      writer.write_samples(step, [])
 
 
 def events(workdir):
@@ -111,8 +112,15 @@ def test_bar_in_a_terminal(capfd, monkeypatch):
   assert '4/4' in err and '\r' in err and 'sort5' in err
 
 
-def test_samples(tmp_path):
+def test_samples_go_to_trackers_with_a_picture(tmp_path, monkeypatch):
+  seen = []
+  tracker = types.SimpleNamespace(
+      log_samples=lambda *given: seen.append(given), log_picture=lambda *given: seen.append(given), close=list
+  )
+  monkeypatch.setattr(metrics, 'open_trackers', lambda *_: Trackers({'mine': tracker}))
+  (tmp_path / 'samples').mkdir()
   with metrics.MetricsWriter(tmp_path, Config()) as writer:
-    writer.write_samples(123, ['one', 'two\nlines'])
-  text = (tmp_path / 'samples' / 'step_000123.txt').read_text()
-  assert text == '===== sample 0 =====\none\n===== sample 1 =====\ntwo\nlines\n'
+    writer.log_samples(7, ['one\x1b[2J'], lambda path: path.write_bytes(b'PNG'))
+    writer.log_samples(8, ['two'], None)
+  picture = tmp_path / 'samples' / 'step_000007.png'
+  assert seen == [(7, ['one�[2J']), (7, 'episode', picture), (8, ['two'])] and picture.exists()
