@@ -85,10 +85,10 @@ def command_line_page() -> str:
   from earl_jax.run.cli_help import help_text
 
   lines = ['# Command line', '', '`python -m earl_jax` lists the programs; each has `--help`.']
-  for name in programs():
-    program, values = importlib.import_module(f'earl_jax.{name}'), flags.FlagValues()
-    program.define_flags(values, [name])
-    lines += ['', f'## {name}', '', '```text', help_text(program.__doc__, values), '```']
+  for name, program in programs().items():
+    module, values = importlib.import_module(program.module), flags.FlagValues()
+    module.define_flags(values, [name])
+    lines += ['', f'## {name}', '', '```text', help_text(module.__doc__, values), '```']
   return '\n'.join(lines) + '\n'
 
 

@@ -162,7 +162,7 @@ PROGRAMS = __main__.programs()
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_help(capsys, program):
   """Short, in groups, with every flag of the program and none of absl's."""
-  module = importlib.import_module(f'earl_jax.{program}')
+  module = importlib.import_module(PROGRAMS[program].module)
   assert cli.start(module.main, module.define_flags, ['program', '--help']) == 0
   out, _ = capsys.readouterr()
   assert out.startswith(module.__doc__.split('\n\n')[0]) and f'python -m earl_jax.{program}' in out
@@ -186,7 +186,7 @@ def test_the_programs_are_listed(capsys):
   assert __main__.main([]) == 0
   out = capsys.readouterr().out
   assert 'python -m earl_jax.train      Trains a policy\n' in out
-  assert {'train', 'evaluate', 'plan', 'export', 'pictures'} <= set(PROGRAMS) and 'config' not in PROGRAMS
+  assert {'train', 'evaluate', 'plan', 'export'} <= set(PROGRAMS) and not {'config', 'base_model'} & set(PROGRAMS)
 
 
 @pytest.mark.parametrize('arguments, says', [
