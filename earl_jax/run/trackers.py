@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import sys
+import textwrap
 import time
 from typing import Protocol
 import uuid
@@ -181,7 +182,7 @@ class MLflow:
 
     retries = 'MLFLOW_HTTP_REQUEST_MAX_RETRIES'
     before = os.environ.get(retries)
-    os.environ[retries] = '1'  # its own seven last for minutes
+    os.environ[retries] = '0'  # its own seven last for minutes
     try:
       mlflow.MlflowClient().search_experiments(max_results=1)
     except Exception as error:
@@ -306,4 +307,4 @@ def _run_id(workdir: pathlib.Path) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-  return ' '.join(f'{type(error).__name__}: {error}'.split())
+  return textwrap.shorten(f'{type(error).__name__}: {error}', 200, placeholder=' …')
