@@ -155,8 +155,8 @@ def _told(experiment: Experiment, episode: Trajectory, seen) -> Iterator[tuple[s
 def _said(words: str, doubt: list[tuple[str, float, str]]) -> str:
   chosen, *others = doubt
   told = f'least likely: {_shown(chosen[0])} {_likely(chosen[1])}   {_alternatives(others)}'
-  lines = words.strip('\n').replace('\n', '\n  ')
-  return f'  {lines.lstrip(" ")}\n      {_paint(told, None)}'
+  lines = '\n'.join(f'  {line.strip()}' for line in words.strip('\n').split('\n'))
+  return f'{lines}\n      {_paint(told, None)}'
 
 
 def human_plays(experiment: Experiment, problem: Problem) -> None:

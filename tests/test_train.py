@@ -82,7 +82,7 @@ def test_end_to_end(config, whole, capsys):
   timed = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[0])
   assert timed['tokens_per_second'] == timed['tokens'] / timed['seconds']
   assert sorted(path.name for path in (workdir / 'samples').iterdir()) == [
-      'step_000000.txt', 'step_000002.txt', 'step_000004.txt'
+      f'step_00000{step}.{suffix}' for step in (0, 2, 4) for suffix in ('jsonl', 'txt')
   ]
   assert 'Let me solve this step by step.' in (workdir / 'samples' / 'step_000000.txt').read_text()
   assert tiny.checkpoints(workdir) == [2, 4, 5]
@@ -96,6 +96,27 @@ def test_end_to_end(config, whole, capsys):
   chex.assert_trees_all_equal(again, state)
   assert (workdir / 'metrics.jsonl').read_bytes() == before
   assert 'after 5 steps' in capsys.readouterr().out
+
+
+def test_samples_tell_what_was_decided(whole):
+  """A counterfactual begins with the forced route, where it leaves its factual episode, and both have their rewards."""
+  text = ''.join(path.read_text() for path in sorted((whole[0] / 'samples').glob('*.jsonl')))
+  lines = [json.loads(line) for line in text.splitlines()]
+  assert [line['step'] for line in lines] == 8 * [0] + 8 * [2] + 8 * [4] and {x['task'] for x in lines} > {'sort2'}
+  rewritten = [line for line in lines if line['counterfactual']]
+  assert len(rewritten) > 4
+  for line in lines:
+    factual, other = line['factual'], line['counterfactual']
+    for decision in factual['decisions'] + (other['decisions'] if other else []):
+      assert decision['options'][0][:2] == [decision['text'], pytest.approx(np.exp(decision['log_prob']), rel=2e-3)]
+      assert sum(p for _, p, _ in decision['options']) < 1.001 and 'reference' in decision  # kl is on
+    assert (factual['advantage'] is None) == bool(other and other['advantage'] is not None)
+  for line in rewritten:
+    other = line['counterfactual']
+    assert 0 <= other['fork'] <= len(line['factual']['decisions'])
+    assert other['decisions'][0]['environment'] == other['environment'] and other['decisions'][0]['language']
+    if other['advantage'] is not None:
+      assert other['advantage'] == pytest.approx(other['reward'] - line['factual']['reward'], abs=1e-5)
 
 
 def test_parameters_move(config, whole):

@@ -67,7 +67,7 @@ def look_at(
 def _picks(experience: Experience) -> np.ndarray:
   """int[…], rows of the batch."""
   count = len(experience.advantages)
-  picks = np.arange(0, count, max(1, count // SAMPLES))
+  picks = np.arange(0, count, max(1, count // SAMPLES))[:SAMPLES]
   if experience.rewrites is None:
     return picks
   rewritten = experience.rewrites.choice.rows

@@ -131,7 +131,7 @@ def _episodes(folder: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
   paths, notes, damaged = sorted(folder.glob('step_*.jsonl')), [], 0
   if not paths:
     said = 'no samples yet' if not list(folder.glob('step_*.txt')) else 'samples of an older version, as text alone'
-    return [], [f'{folder}: {said}; episodes are shown of steps that this version samples']
+    return [], [f'{folder.name}/: {said}; episodes are shown of steps that this version samples']
   steps, sizes = [], []
   for path in paths:
     found, size = [], 0
@@ -147,9 +147,9 @@ def _episodes(folder: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
   while sum(sizes[::-every]) > MOST_BYTES and every < len(sizes):
     every += 1
   if damaged:
-    notes.append(f'{folder}: {damaged} lines are damaged or half written, and were left out')
+    notes.append(f'{folder.name}/: {damaged} lines are damaged or half written, and were left out')
   if every > 1:
-    notes.append(f'{folder}: one sampled step of every {every} is shown, or the page would be too large')
+    notes.append(f'{folder.name}/: one sampled step of every {every} is shown, or the page would be too large')
   return [line for found in steps[::-every][::-1] for line in found], notes
 
 

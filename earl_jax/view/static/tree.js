@@ -42,13 +42,16 @@ function drawTree(root) {
         const goal = columns[depth + 1], from = column.left + width, to = goal.label - 3, half = (from + to) / 2;
         const end = middle(next.row);
         lines.append(svg('path', {class: 'edge', d: `M${from} ${y}C${half} ${y} ${half} ${end} ${to} ${end}`}));
-        boxes.append(svg('text', {class: 'seen', x: goal.label, y: end + 4}, inOneLine(next.text)));
+        const told = inOneLine(next.text), after = goal.label + told.length * SMALL + 4;
+        boxes.append(svg('text', {class: 'seen', x: goal.label, y: end + 4}, told));
+        const ends = next.leaf ? 0 : goal.left - 4;  // a line to the box that follows, however short what was told
+        if (ends > after) lines.append(svg('path', {class: 'edge', d: `M${after} ${end}H${ends}`}));
         draw(next);
       }
     }
     if (point.leaf) {
       const good = point.leaf.leaves.every((leaf) => leaf.good) && point.leaf.leaves.length === 1;
-      const spent = point.leaf.leaves[0].spent.map(([name, value]) => `${+value.toFixed(2)} ${name}`).join(', ');
+      const spent = point.leaf.leaves[0].spent.map(([name, value]) => `${name} ${+value.toFixed(2)}`).join(', ');
       const text = `${good ? '✓' : '✗'} ${spent}` + (point.leaf.leaves.length > 1 ? ` × ${point.leaf.leaves.length} problems` : '');
       boxes.append(svg('text', {class: good ? 'ending' : 'ending bad', x: columns[point.depth].left + 4, y: middle(point.leaf.row) + 4}, text));
       right = Math.max(right, columns[point.depth].left + text.length * 6.6 + 12);
@@ -61,17 +64,20 @@ function drawTree(root) {
 
 function drawAlgorithm(found) {
   const claim = found.proved
-    ? [el('b', {}, `✓ Proved, for all ${found.problems} problems.`), `Each ends at a leaf of its own, and every leaf is right (${found.claim}).`]
-    : [el('b', {}, `✗ Not proved: ${found.good} of ${found.problems} problems are right (${found.claim}).`), `They end at ${found.leaves} different leaves.`];
+    ? [el('b', {}, `✓ Proved, for all ${found.problems} problems.`), `Each ends at a leaf of its own, and every leaf is right (${found.claim}). `]
+    : [el('b', {}, `✗ Not proved: ${found.good} of ${found.problems} problems are right (${found.claim}).`), `They end at ${found.leaves} different leaves. `];
   const names = [...new Set(found.rows.flatMap((row) => Object.keys(row.means)))];
   const table = el('table', {},
     el('thead', {}, el('tr', {}, el('th', {}, ''), ...names.map((name) => el('th', {}, name.replaceAll('_', ' '))), el('th', {}, `most ${found.cost}`))),
     el('tbody', {}, ...found.rows.map((row) => el('tr', {}, el('td', {}, visible(row.name)),
       ...names.map((name) => el('td', {}, row.means[name] === undefined ? '' : number(row.means[name]))), el('td', {}, row.worst === null ? '' : `${+row.worst.toFixed(3)}`)))));
+  const used = (node) => node.calls.flatMap((call) => [call.environment, ...call.seen.flatMap(({next}) => used(next))]);
+  const asked = new Set(found.trees.flatMap((tree) => used(tree.root)));
+  const legend = data.environments.filter((name) => asked.has(name)).map((name) => el('span', {className: `d called ${colorOf(name)}`}, inOneLine(name)));
   const trees = found.trees.map((tree) => el('div', {className: 'tree'}, el('h3', {}, visible(tree.prompt)), el('div', {className: 'wide', tabIndex: 0}, drawTree(tree.root))));
   byId('found').append(
     el('p', {className: 'claim'}, ...claim, `Greedy decisions on ${visible(found.task)} after ${found.step} steps; means over its problems.`),
-    el('div', {className: 'wide'}, table), ...trees);
+    el('div', {className: 'wide'}, table), el('div', {className: 'legend bare'}, ...legend), ...trees);
   byId('algorithm').hidden = false;
 }
 
