@@ -71,7 +71,7 @@ def descriptions(cls: type) -> dict[str, str]:
   """Field -> what the section Attributes of the docstring says of it. One entry may describe several fields."""
   section = cls.__doc__.partition('Attributes:\n')[2]
   found = {}
-  for entry in re.split(r'\n    (?=\w)', '\n' + section):
+  for entry in re.split(r'\n    (?=\w)', '\n' + section)[1:]:
     names, _, text = entry.partition(':')
     found |= {name.strip(): ' '.join(text.split()) for name in names.split(',')}
   return found
