@@ -11,8 +11,8 @@ one line says what.
 An update that is not finite is not applied. Where they come several steps in a row the run ends with status 2; its
 newest checkpoint is from before them. One run at a time can have a workdir; other programs may read there.
 
-The workdir holds config.json and versions.json (what the run is), metrics.jsonl and TensorBoard events, samples/,
-checkpoints/ and, at the end, evaluation.json.
+The workdir holds config.json and versions.json (what the run is), metrics.jsonl, what the trackers keep there,
+samples/, checkpoints/ and, at the end, evaluation.json.
 """
 
 import contextlib
@@ -38,8 +38,9 @@ from earl_jax.run.learner import Learner
 from earl_jax.run.metrics import MetricsWriter
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
-from earl_jax.run.samples import look_at, write_samples
+from earl_jax.run.samples import first_drawn, look_at, write_samples
 from earl_jax.run.stop_signal import StopSignal
+from earl_jax.run.trackers import require_trackers
 from earl_jax.run.workdir import claim_workdir, hold_workdir, require_written_by
 
 __all__ = ['train']
@@ -67,6 +68,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
     UserError: the config cannot be carried out, the workdir belongs to another run, is in use or cannot be used, or the
       policy's numbers are not finite any more.
   """
+  if jax.process_index() == 0:
+    require_trackers(config.trackers)
   workdir = local_path(workdir, 'workdir')
   experiment, params = set_up(config)
   learner = Learner(experiment, params)
@@ -81,7 +84,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
       if not progress.over(config):
         learner.compile_beside()
       saved, broken, due, stopped = progress.step, 0, False, False
-      with MetricsWriter(workdir, config.steps, progress.step, columns, written) as writer:
+      with MetricsWriter(workdir, config, progress.step, columns, written) as writer:
         while not progress.over(config) and not stopped:
           began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
 
@@ -92,7 +95,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
           params = learner.policy_of(state)
           experience = collect(experiment, params, problems, progress)
           if step % config.sample_every == 0:  # before the update takes the parameters
-            write_samples(workdir, step, look_at(experiment, params, learner.reference, problems, experience))
+            samples = look_at(experiment, params, learner.reference, problems, experience)
+            write_samples(workdir, step, samples)
 
           # Learning.
           state, learned = learner.update(state, experience, stage, step)
@@ -116,6 +120,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
           # Report.
           metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
           writer.write(step, metrics)
+          if step % config.sample_every == 0:
+            writer.log_samples(step, [sample['text'] for sample in samples], first_drawn(experiment, experience))
 
           # Save; what is broken only once it is sound again.
           stopped = stop.reached(progress.step)

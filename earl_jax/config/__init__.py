@@ -175,7 +175,8 @@ class Config:
     stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem, in two
       evaluations in a row.
     evaluate_every, checkpoint_every, sample_every: steps between greedy evaluations, saved checkpoints, and rollouts
-      written out as text.
+      written out.
+    trackers: services that show the run besides metrics.jsonl: any of 'tensorboard', 'wandb', 'trackio', 'mlflow'.
     evaluation_prompts: held-out problems per task, for tasks too large to enumerate.
   """
 
@@ -194,6 +195,7 @@ class Config:
   evaluate_every: Steps = 20
   checkpoint_every: Steps = 20
   sample_every: Steps = 20
+  trackers: tuple[Literal['tensorboard', 'wandb', 'trackio', 'mlflow'], ...] = ('tensorboard',)
   evaluation_prompts: Count = 256
   rollout: RolloutConfig = RolloutConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()

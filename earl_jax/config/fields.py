@@ -9,7 +9,7 @@ such fields. An annotation of another kind is left unchecked: options of a task 
 is a Range, an Example, or a function of (value, where) that gives the value to be kept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import typing
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
@@ -97,19 +97,6 @@ def _of_kind(kind: Any, value: Any, where: str, example: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
       _refuse(where, value, f'expected {KINDS[kind]}{example}')
   return value
-
-
-def describe(group: Any, where: str) -> Iterator[str]:
-  """A line for every field of a dataclass with defaults: its name, its default, and what else it may be."""
-  for name, kind in typing.get_type_hints(type(group), include_extras=True).items():
-    value, (kind, notes, example) = getattr(group, name), _read(kind, '')
-    if dataclasses.is_dataclass(kind):
-      yield from describe(value, f'{where}.{name}')
-      continue
-    told = ' '.join([KINDS.get(kind, ''), *(str(note) for note in notes if isinstance(note, Range))])
-    if typing.get_origin(kind) is Literal:
-      told = f'one of {", ".join(typing.get_args(kind))}'
-    yield f'{where}.{name}={value!r}  {told}{example}'.replace('  , ', '  ')
 
 
 def _read(kind: Any, example: str) -> tuple[Any, list, str]:

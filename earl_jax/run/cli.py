@@ -17,7 +17,8 @@ from ml_collections import config_flags
 
 from earl_jax import config as config_lib
 from earl_jax import finder
-from earl_jax.config import Config, fields, UserError
+from earl_jax.config import Config, UserError
+from earl_jax.run.cli_help import help_text, nearest_field
 
 __all__ = ['define_config', 'prepare_jax', 'read_config', 'start']
 
@@ -78,10 +79,7 @@ def _run(
   define_flags(values, argv)
   flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
   if {'--help', '-help', '-h'} & set(argv[1:]):
-    print(f'{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}')
-    if 'config' in values:
-      print('\nFields of the config, as they are by default, and what they may be:')
-      print('\n'.join(fields.describe(Config(), '  --config')))
+    print(help_text(sys.modules[main.__module__].__doc__, values))
     return 0
   _parse(values, argv)
   return main(values) or 0
@@ -100,7 +98,7 @@ def define_config(values: flags.FlagValues, argv: list[str], default: str | None
   paths = [path for path in (_config_path(argv), (default or '').partition(':')[0]) if path]
   finder.look_in([str(pathlib.Path(path).resolve().parent) for path in paths])
   config_flags.DEFINE_config_file(
-      'config', default, 'Config file. Any field of it can be set: --config.optimizer.learning_rate=1e-4.',
+      'config', default, 'The config file. Any field of it can be set, as --config.optimizer.learning_rate=1e-4.',
       flag_values=values, sys_argv=argv,
   )
 
@@ -130,7 +128,8 @@ def _check_field(argument: str) -> None:
       return
     if not hasattr(node, 'keys') or name not in node:
       known = f'{where} has the fields {", ".join(node)}' if hasattr(node, 'keys') else f'{where} has no fields'
-      raise UserError(f'{argument}: no field {name!r}; {known}')
+      meant = nearest_field(name, where.removeprefix('config').lstrip('.'))
+      raise UserError(f'{argument}: no field {name!r}; {f"did you mean --config.{meant}?" if meant else known}')
     node, where = node[name], f'{where}.{name}'
 
 

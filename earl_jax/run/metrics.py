@@ -1,7 +1,8 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line. Process 0 only."""
+"""What a run reports while it trains: metrics.jsonl, a progress line, and what trackers show. Process 0 only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -14,10 +15,11 @@ import zlib
 from absl import logging
 import jax
 import numpy as np
-from tensorboardX import summary
 from tqdm import auto as tqdm_auto
 
-from earl_jax.run.events import EventFile
+from earl_jax.config import Config
+from earl_jax.run.episodes import visible
+from earl_jax.run.trackers import open_trackers
 from earl_jax.run.workdir import replacing_file
 from earl_jax.tasks.base import Column
 
@@ -35,30 +37,35 @@ SPEED = {'tokens_per_second': '{:,.0f} tokens/s'}
 
 
 class MetricsWriter:
-  """Writes one run's metrics to workdir/metrics.jsonl, to TensorBoard events in workdir, and to the progress line.
+  """Writes one run's metrics to workdir/metrics.jsonl, to its trackers, and to the progress line; samples likewise.
 
   On resume the lines of steps that will be run again are dropped, so that the file of an interrupted run equals that
   of an uninterrupted one wherever the metrics are equal (timings are not).
   """
 
   def __init__(
-      self, workdir: str | os.PathLike, total_steps: int, resume_step: int = 0, columns: Sequence[Column] = (),
+      self, workdir: str | os.PathLike, config: Config, resume_step: int = 0, columns: Sequence[Column] = (),
       written: Sequence[int] | None = None,
   ):
-    """Opens the files. A warning says if metrics.jsonl is not what it was.
+    """Opens the files and the trackers. A warning says if metrics.jsonl is not what it was.
 
     Args:
       workdir: the run's folder, which exists.
-      total_steps: number of updates of the whole run.
+      config: the run's.
       resume_step: the first step that will be written.
       columns: what the progress line shows of the tasks' own metrics.
       written: `written` of the run as it was after `resume_step` steps, if that is known.
+
+    Raises:
+      UserError: a tracker cannot be opened.
     """
     self.written = [0, 0]  # bytes and CRC-32 of metrics.jsonl, for the checkpoint to keep
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    self._workdir = pathlib.Path(workdir)
+    self._trackers = open_trackers(self._workdir, config, resume_step)
+    path = self._workdir / 'metrics.jsonl'
     if path.exists():
       _drop_from(path, resume_step)
       with path.open('rb') as lines:
@@ -67,8 +74,7 @@ class MetricsWriter:
     if written is not None and self.written != list(written):
       logging.warning('%s: not what the run has written; its numbers before step %d may be wrong', path, resume_step)
     self._file = path.open('ab')
-    self._events = EventFile(workdir, resume_step)
-    self._bar = ProgressBar(total_steps, resume_step, columns)
+    self._bar = ProgressBar(config.steps, resume_step, columns)
 
   def __enter__(self):
     return self
@@ -81,7 +87,7 @@ class MetricsWriter:
 
     Args:
       step: from 0, increasing.
-      metrics: name -> number, array of shape [], or string. Strings are left out of TensorBoard; NaN and infinities,
+      metrics: name -> number, array of shape [], or string. Trackers get no strings; NaN and infinities,
         which JSON lacks, become null in the file.
     """
     if not self._active:
@@ -92,10 +98,24 @@ class MetricsWriter:
     self._file.write(line)
     self._file.flush()  # the line outlives a kill
     self._count(line)
-    for name, value in values.items():
-      if not isinstance(value, str):
-        self._events.add(summary.scalar(name, np.float32(value)), step)
+    self._trackers.log(step, {name: value for name, value in values.items() if not isinstance(value, str)})
     self._bar.update(step, values)
+
+  def log_samples(self, step: int, samples: Sequence[str], draw: Callable[[pathlib.Path], None] | None) -> None:
+    """Gives rollouts of a step to the trackers: their texts, and a picture of one where matplotlib is installed.
+
+    Args:
+      step: as in `write`.
+      samples: texts that a model wrote.
+      draw: makes a PNG file of this path; None = no picture.
+    """
+    if not self._active or not self._trackers:
+      return
+    self._trackers.log_samples(step, [visible(sample) for sample in samples])
+    if draw and importlib.util.find_spec('matplotlib'):
+      path = self._workdir / 'samples' / f'step_{step:06d}.png'
+      draw(path)
+      self._trackers.log_picture(step, 'episode', path)
 
   def _count(self, line: bytes) -> None:
     size, checksum = self.written
@@ -105,7 +125,7 @@ class MetricsWriter:
     """Flushes and closes the files."""
     if self._active:
       self._file.close()
-      self._events.close()
+      self._trackers.close()
       self._bar.close()
 
 

@@ -1,5 +1,7 @@
 """Some rollouts of a step, for people: as text, and with all that was decided, as JSON lines (docs/viewer.md)."""
 
+from collections.abc import Callable
+import functools
 import json
 import math
 import os
@@ -12,15 +14,15 @@ import numpy as np
 from earl_jax.acting import policy
 from earl_jax.acting.options import Options, options
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.devices import processes
+from earl_jax.devices import processes, sharding
 from earl_jax.devices import rows as rows_lib
 from earl_jax.run.collect import Experience
-from earl_jax.run.episodes import Decision, decisions, visible
+from earl_jax.run.episodes import Decision, decisions, draw_episode, visible
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 from earl_jax.run.workdir import write_atomically
 
-__all__ = ['FORMAT', 'look_at', 'options_of', 'write_samples']
+__all__ = ['first_drawn', 'FORMAT', 'look_at', 'options_of', 'write_samples']
 
 FORMAT = 1  # of a line
 SAMPLES = 8  # rollouts at a time
@@ -28,6 +30,7 @@ SAMPLES = 8  # rollouts at a time
 DECISIONS = 4_096  # of an episode, that are kept
 DETAILED = 256  # of these, with what else was possible: first those in environments, then the least certain
 SHOWN = 32  # possibilities of a decision
+DRAWN = 1_024  # slots of an episode that is drawn
 TEXT = 20_000  # characters of a prompt, or of what is written at once
 
 
@@ -177,6 +180,14 @@ def _name(experiment: Experiment, decision: Decision) -> str:
 def _short(value: float, digits: int = 4) -> float | None:
   """Of so many digits; None for what JSON lacks."""
   return float(f'{float(value):.{digits}g}') if math.isfinite(value) else None
+
+
+def first_drawn(experiment: Experiment, experience: Experience) -> Callable[[pathlib.Path], None] | None:
+  """What draws the first rollout of a batch to a file; None where it has room for more boxes than are worth drawing."""
+  if experience.factual.slots > DRAWN:
+    return None
+  first = rows_lib.take(experience.factual, np.zeros(1, np.int32), sharding.replicated(experiment.mesh))
+  return functools.partial(draw_episode, experiment, first, 0)
 
 
 def write_samples(workdir: str | os.PathLike, step: int, samples: list[dict[str, Any]]) -> None:

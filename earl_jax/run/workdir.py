@@ -38,8 +38,8 @@ HELD, TAKEN, NO_LOCKS = range(3)
 
 # What a resumed run may change: how long it goes on, what it reports, which devices it runs on and how it fits there.
 CHANGEABLE = (
-    'steps', 'stop_at_solved', 'evaluate_every', 'checkpoint_every', 'sample_every', 'evaluation_prompts', 'mesh',
-    'remat', 'attention', 'algorithm.reference_on_host', 'algorithm.micro_batch', 'rollout.chunk',
+    'steps', 'stop_at_solved', 'evaluate_every', 'checkpoint_every', 'sample_every', 'trackers', 'evaluation_prompts',
+    'mesh', 'remat', 'attention', 'algorithm.reference_on_host', 'algorithm.micro_batch', 'rollout.chunk',
     'rollout.prompt_length', 'rollout.response_length',
 )
 

@@ -1,14 +1,16 @@
 """Command lines: what users get wrong ends in one clear line and status 2."""
 
 import errno
+import importlib
 import json
 import os
 import subprocess
 import sys
 
+from absl import flags
 import pytest
 
-from earl_jax import evaluate, train
+from earl_jax import __main__, evaluate, train
 from earl_jax.config import default_config, MeshConfig, parse, stage, UserError
 from earl_jax.devices import sharding
 from earl_jax.run import cli
@@ -44,10 +46,13 @@ SORT4 = f'--config={tiny.ROOT}/configs/sort4.py'
 
 
 @pytest.mark.parametrize('arguments, says', [
-    (['--config.optimzer.x=1'], "--config.optimzer.x=1: no field 'optimzer'; config has the fields algorithm"),
-    (['--config.optimizer.rate=1'], "no field 'rate'; config.optimizer has the fields b1, b2, clip_norm"),
+    (['--config.optimzer.x=1'], "--config.optimzer.x=1: no field 'optimzer'; did you mean --config.optimizer?"),
+    (['--config.lerning_rate=1'], "no field 'lerning_rate'; did you mean --config.optimizer.learning_rate?"),
+    (['--config.rollout.promts=1'], "no field 'promts'; did you mean --config.rollout.prompts?"),
+    (['--config.optimizer.zzz=1'], "no field 'zzz'; config.optimizer has the fields b1, b2, clip_norm"),
     (['--config.seed.x=1'], "no field 'x'; config.seed has no fields"),
     (['--foo'], "Unknown command line flag 'foo'"),
+    (['--wordir=runs'], "Unknown command line flag 'wordir'. Did you mean: workdir"),
     (['--config.seed=one'], 'config.seed=one: invalid literal for int'),
     (['--config.steps=0'], 'config.steps=0: choose a whole number from 1 to'),
     (['configs/sort4.py'], "'configs/sort4.py': unexpected argument"),
@@ -153,11 +158,46 @@ def test_evaluate_arguments(fails, arguments, says):
   assert says in fails(evaluate, *arguments)
 
 
-@pytest.mark.parametrize('program, flags', [(train, ['--config', '--workdir']), (evaluate, ['--tasks', '--samples'])])
-def test_help(capsys, program, flags):
-  assert cli.start(program.main, program.define_flags, ['program', '--help']) == 0
+PROGRAMS = __main__.programs()
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_help(capsys, program):
+  """Short, in groups, with every flag of the program and none of absl's."""
+  module = importlib.import_module(PROGRAMS[program].module)
+  assert cli.start(module.main, module.define_flags, ['program', '--help']) == 0
   out, _ = capsys.readouterr()
-  assert f'python -m {program.__name__}' in out and all(flag in out for flag in flags)
+  assert out.startswith(module.__doc__.split('\n\n')[0]) and f'python -m earl_jax.{program}' in out
+  assert len(out.splitlines()) <= 50 and max(map(len, out.splitlines())) <= 120
+  values = flags.FlagValues()
+  module.define_flags(values, ['program'])
+  assert all(f'\n  --{flag.name}' in out for flag in values.flags_by_module_dict()[module.__name__])
+  assert 'undefok' not in out
+  config = '--config' in out
+  assert config == ('\n  --config.optimizer.FIELD=VALUE\n' in out) and config == ('learning_rate' in out)
+
+
+def test_required_flags_are_told_apart(capsys):
+  cli.start(evaluate.main, evaluate.define_flags, ['program', '--help'])
+  required, options = capsys.readouterr().out.split('Required:')[1].split('Options:')
+  assert '--workdir=WORKDIR' in required and '--samples' not in required
+  assert '(default: 256)' in options
+
+
+def test_the_programs_are_listed(capsys):
+  assert __main__.main([]) == 0
+  out = capsys.readouterr().out
+  assert 'python -m earl_jax.train      Trains a policy\n' in out
+  assert {'train', 'evaluate', 'plan', 'export'} <= set(PROGRAMS) and not {'config', 'base_model'} & set(PROGRAMS)
+
+
+@pytest.mark.parametrize('arguments, says', [
+    (['trian', '--config=x'], "'trian' is no argument here; write python -m earl_jax.train --config=x"),
+    (['--foo'], "'--foo' is no argument here; choose one of evaluate, export"),
+])
+def test_the_list_takes_no_arguments(capsys, arguments, says):
+  assert __main__.main(arguments) == 2
+  assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('changes, devices', [

@@ -4,17 +4,20 @@ import json
 import os
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from earl_jax.config import Config
 from earl_jax.run import metrics
+from earl_jax.run.trackers import Trackers
 from earl_jax.tasks.base import Column
 
 
 def run(workdir, start, stop, total=6):
-  with metrics.MetricsWriter(workdir, total, start) as writer:
+  with metrics.MetricsWriter(workdir, Config(steps=total), start) as writer:
     for step in range(start, stop):
       writer.write(step, {'stage': 'sort3', 'reward': jnp.float32(step) / 3, 'length': np.int32(step), 'loss': np.nan})
 
@@ -61,7 +64,7 @@ def test_resumed_file_equals_uninterrupted(tmp_path, died, resumed, tail):
 
 
 def test_line_is_on_disk_at_once(tmp_path):
-  with metrics.MetricsWriter(tmp_path, 9) as writer:
+  with metrics.MetricsWriter(tmp_path, Config(steps=9)) as writer:
     writer.write(0, {'reward': 1.0})
     assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 0, 'reward': 1.0}
 
@@ -114,7 +117,7 @@ def test_damaged_lines_are_left_out(tmp_path, caplog):
   lines = [b'{"step": 0, "text": "a\\u2028b\xe2\x80\xa8c"}\n', b'{"step": \xff}\n', b'[1]\n',
            b'{"stop": 1}\n', b'{"step": 1}\n']
   (tmp_path / 'metrics.jsonl').write_bytes(b''.join(lines) + b'{"step": 2')
-  with metrics.MetricsWriter(tmp_path, 9, 2):
+  with metrics.MetricsWriter(tmp_path, Config(steps=9), 2):
     pass
   assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
   assert '3 damaged lines are left out' in caplog.text
@@ -135,13 +138,27 @@ def test_a_pipe_that_is_gone(monkeypatch):
 
 
 def test_numbers_that_have_changed(tmp_path, caplog):
-  with metrics.MetricsWriter(tmp_path, 9) as writer:
+  with metrics.MetricsWriter(tmp_path, Config(steps=9)) as writer:
     writer.write(0, {'reward': 1.0})
     written = writer.written
     writer.write(1, {'reward': 0.0})
-  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+  with metrics.MetricsWriter(tmp_path, Config(steps=9), 1, written=written):
     assert not caplog.text
   path = tmp_path / 'metrics.jsonl'
   path.write_bytes(path.read_bytes().replace(b'1.0', b'7.0'))
-  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+  with metrics.MetricsWriter(tmp_path, Config(steps=9), 1, written=written):
     assert 'not what the run has written; its numbers before step 1 may be wrong' in caplog.text
+
+
+def test_samples_go_to_trackers_with_a_picture(tmp_path, monkeypatch):
+  seen = []
+  tracker = types.SimpleNamespace(
+      log_samples=lambda *given: seen.append(given), log_picture=lambda *given: seen.append(given), close=list
+  )
+  monkeypatch.setattr(metrics, 'open_trackers', lambda *_: Trackers({'mine': tracker}))
+  (tmp_path / 'samples').mkdir()
+  with metrics.MetricsWriter(tmp_path, Config()) as writer:
+    writer.log_samples(7, ['one\x1b[2J'], lambda path: path.write_bytes(b'PNG'))
+    writer.log_samples(8, ['two'], None)
+  picture = tmp_path / 'samples' / 'step_000007.png'
+  assert seen == [(7, ['one�[2J']), (7, 'episode', picture), (8, ['two'])] and picture.exists()

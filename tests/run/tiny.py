@@ -27,6 +27,7 @@ def get_config(model):
   config.steps = 5
   config.mastery_window = 2
   config.evaluate_every = config.sample_every = config.checkpoint_every = 2
+  config.trackers = ()
   config.evaluation_prompts = 8
   config.curriculum = (  # the second stage begins after two batches
       config_lib.stage(('sort', {'n': 2}, 1.0), until=0.0),
