@@ -179,10 +179,9 @@ def stop(campaign: Campaign, draw: int, processes: int = 1) -> dict[str, Any]:
     os.kill(run.child.pid if processes == 1 else int(run.lines(target)[0]), number)
   status = run.end()
   if phase in SAVING:
-    assert status == (os.EX_TEMPFAIL if processes > 1 else 0) or (workdir / 'evaluation.json').exists(), (
-        f'{phase}, {number.name}: status {status}: {run.told()[-3:]}'
-    )
-    assert tiny.checkpoints(workdir), 'nothing saved'
+    saved = tiny.checkpoints(workdir) if (workdir / 'checkpoints').exists() else []
+    documented = status == (os.EX_TEMPFAIL if processes > 1 else 0)
+    assert saved and (documented or 5 in saved), f'{phase}, {number.name}: status {status}: {run.told()[-3:]}'
   campaign.require_same(workdir, campaign.finish(workdir, processes=processes), processes)
   return {'hit': [f'{number.name} in {phase}'], 'status': status}
 
@@ -374,7 +373,7 @@ def make(name: str, campaign: Campaign, path: pathlib.Path) -> None:
   for draw in tqdm(range(len(draws), ROWS[name].count), desc=name, initial=len(draws), total=ROWS[name].count):
     try:
       result = ROWS[name].draw(campaign, draw)
-    except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as error:
+    except Exception as error:  # whatever it is, it is what was looked for
       result = {'failed': f'{type(error).__name__}: {error}'[:1000]}
     draws.append({'draw': draw, **result})
     write_atomically(path, json.dumps({'row': ROWS[name].title, 'draws': draws}, indent=1) + '\n')
