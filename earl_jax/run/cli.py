@@ -51,7 +51,7 @@ def start(
     _parse(values, argv)
     return main(values) or 0
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print('error:', *str(error).splitlines(), file=sys.stderr)  # one line, whatever a value has in it
     return 2
 
 
