@@ -150,7 +150,7 @@ def main(values: flags.FlagValues) -> None:
     print(f'\n{axis}, bytes per device\n\n{table(results[axis])}', flush=True)
   print(f'\n`python {" ".join(sys.argv)}`, jax {jax.__version__}, {jax.devices()[0].device_kind}')
   if values.out:
-    pathlib.Path(values.out).write_text(json.dumps(results, indent=2) + '\n')
+    pathlib.Path(values.out).write_text(json.dumps(results, indent=2) + '\n', 'utf-8')
 
 
 if __name__ == '__main__':

@@ -76,7 +76,7 @@ def phrases(cells: Cells, task: str) -> str:
   for method, name in NAMES.items():
     counts, episodes = collections.Counter(), 0
     for workdir, _ in cells.get((task, method), []):
-      for sample in sorted((workdir / 'samples').glob('*.txt'))[-1].read_text().split('===== sample')[1:]:
+      for sample in sorted((workdir / 'samples').glob('*.txt'))[-1].read_text('utf-8').split('===== sample')[1:]:
         response, episodes = sample.partition('⏎')[2].lower(), episodes + 1
         counts.update({phrase: len(re.findall(rf'\b{phrase}\b', response)) for phrase in PHRASES})
     found += counts.total()

@@ -50,7 +50,7 @@ def final_results(workdir: pathlib.Path, steps: int) -> dict[str, dict] | None:
   path = workdir / 'evaluation.json'
   if not path.is_file():
     return None
-  nested = json.loads(path.read_text())
+  nested = json.loads(path.read_text('utf-8'))
   results = {
       name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
   }
@@ -84,7 +84,7 @@ def train(cells: dict[str, list[str]], out: pathlib.Path, jobs: int, devices: in
     command = [sys.executable, '-m', 'earl_jax.train', f'--workdir={out / name}', *cells[name]]
     bar.write(f'{name} ...')
     try:
-      with path.open('a') as log:
+      with path.open('a', encoding='utf-8') as log:
         status = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
     finally:
       slots.put(slot)

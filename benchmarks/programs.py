@@ -58,8 +58,7 @@ def random_state(experiment: Experiment) -> update.TrainState:
 def advance(experiment: Experiment) -> functools.partial:
   """`update.update_step` with the settings of a run, to be called under its mesh."""
   return functools.partial(
-      update.update_step, optimizer=optimizer(), scoring=experiment.scoring, config=experiment.config.algorithm,
-      mesh=experiment.mesh,
+      update.update_step, optimizer=optimizer(), scoring=experiment.scoring, config=experiment.config.algorithm
   )
 
 

@@ -164,7 +164,7 @@ def time_rollout(experiment: Experiment, params: policy.Params, repeats: int) ->
   """Tokens decoded in one rollout, and seconds of each repeat. Nothing ends a row but the end of its space."""
   rollout, seconds = experiment.config.rollout, []
   prompts, rows = draw(experiment, stage=0, step=0).prompts, np.arange(rollout.prompts * rollout.group)
-  decoding = dataclasses.replace(experiment.decoding(rollout.group, rollout.temperature), eos=-1)
+  decoding = dataclasses.replace(experiment.decoding(rollout.group, rollout.temperature), end_tokens=())
   for repeat in range(1 + repeats):
     key = jax.random.key(repeat)
     began = time.perf_counter()
@@ -204,7 +204,7 @@ def tell(facts: dict, out: str | None) -> None:
   text = json.dumps(facts)
   print(text)
   if out:
-    pathlib.Path(out).write_text(text + '\n')
+    pathlib.Path(out).write_text(text + '\n', 'utf-8')
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

@@ -78,7 +78,7 @@ class ActionSpace:
   actions in order of first appearance.
 
   Attributes:
-    vocab_size: V, `len(tokenizer)`.
+    vocab_size: V, the largest id of the tokenizer + 1.
     specs: the external environments; environment id k is `specs[k - 1]`.
     actions: the E expanded actions; action id is V + index.
     descriptions: int32[E, L], description tokens, padded with 0; one empty row where there are no actions.

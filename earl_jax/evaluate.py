@@ -8,63 +8,14 @@ intervals (Wilson) wherever problems are drawn, and below it what the task compa
 numbers also go to evaluation.json in the workdir. The newest checkpoint is used, also while a run is still training.
 """
 
-import dataclasses
 import sys
 
 from absl import flags
 
-from earl_jax.config import UserError
 from earl_jax.config.paths import local_path
 from earl_jax.run import cli, measure
-from earl_jax.run.experiment import Experiment
-from earl_jax.run.saved import load
+from earl_jax.run.saved import find_tasks, load, with_room
 from earl_jax.run.workdir import read_config
-from earl_jax.tasks.base import environments_of, Task, task_of_label
-
-__all__ = ['find_tasks', 'with_room']
-
-
-def find_tasks(experiment: Experiment, names: list[str]) -> list[Task]:
-  """Tasks by label: those of the run, and others as name and number (`sort5`) or path; [] = the run's.
-
-  Raises:
-    UserError: no such task, or it needs an environment that the run does not have.
-  """
-  own = {task.label: task for task in experiment.tasks}
-  known = set(experiment.environment_versions)
-  found = {}
-  for name in names or own:
-    task = own.get(name) or task_of_label(name, experiment.tasks)
-    lacking = [e.spec.name for e in environments_of(task) if e.spec.name not in known]
-    if lacking:
-      raise UserError(f'--tasks={name}: it needs the environment {lacking[0]!r}, which this run was trained without')
-    found[task.label] = task
-  return list(found.values())
-
-
-def with_room(experiment: Experiment, tasks: list[Task], samples: int, response_length: int | None) -> Experiment:
-  """The experiment with prompts as long as `tasks` need, what the run tells in them included.
-
-  Args:
-    response_length: slots of a response; None = twice the run's, where the model has positions for that.
-
-  Raises:
-    UserError: the model has not as many positions.
-  """
-  longest = max(
-      len(experiment.prompt(task, example)) for task in tasks for temperature in (0.0, 1.0)
-      for example in measure.problems_of(experiment, task, samples, temperature)[0]
-  )
-  config, positions = experiment.config, experiment.model.max_position_embeddings
-  prompt_length = max(longest, config.rollout.prompt_length)
-  response_length = response_length or max(1, min(2 * config.rollout.response_length, positions - prompt_length))
-  if prompt_length + response_length > positions:
-    raise UserError(
-        f'--response_length={response_length}: with prompts of {prompt_length} tokens that is beyond the {positions} '
-        'positions the model was made for; choose less, or leave out the tasks with the longest prompts'
-    )
-  rollout = dataclasses.replace(config.rollout, prompt_length=prompt_length, response_length=response_length)
-  return dataclasses.replace(experiment, config=dataclasses.replace(config, rollout=rollout))
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -97,8 +48,8 @@ def main(values: flags.FlagValues) -> None:
   for label, sampled in sampling.items():
     results[label] |= {'sampled': sampled, 'step': step}
   measure.add_references(experiment, tasks, results, values.samples)
-  measure.write_evaluation(workdir, tasks, results)
-  print(f'{workdir}, after {step} steps\n{measure.table(tasks, results)}')
+  print(f'{workdir}, after {step} steps\n{measure.table(tasks, results)}', flush=True)
+  measure.write_evaluation(workdir, tasks, results)  # after the table, which a folder that is read-only must not cost
 
 
 if __name__ == '__main__':

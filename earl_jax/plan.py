@@ -252,7 +252,7 @@ def main(values: flags.FlagValues) -> None:
   config = cli.read_config(values)[1]
   mesh = abstract_mesh(config.mesh, values.devices)
   check_mesh(config, mesh)
-  one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  one = sharding.make_mesh(config_lib.MeshConfig(), sharding.all_devices()[:1])
   experiment = prepare(config, model_folder(config), one)
   experiment.check_problems()
   print(table(make(experiment, mesh), config, values.devices))

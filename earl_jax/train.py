@@ -3,14 +3,19 @@
   python -m earl_jax.train --config=configs/sort4.py --workdir=runs/sort4 [--config.seed=1 ...]
 
 The same command resumes a run that was stopped or killed, as if nothing had happened. SIGTERM and Ctrl-C save a
-checkpoint after the step in progress and exit with status 0; a second one ends at once. With --distributed the status
-is 75 then, for the engine that runs the job to start it again. Exit status 2: something in the command or the config
-has to be mended, and one line says what.
+checkpoint after the step in progress and exit with status 0, and so does the end of the terminal (SIGHUP); a second one
+ends at once, and so does the first while there is nothing to save. With --distributed the status is 75 then, for the
+engine that runs the job to start it again. Exit status 2: something in the command or the config has to be mended, and
+one line says what.
+
+An update that is not finite is not applied. Where they come several steps in a row the run ends with status 2; its
+newest checkpoint is from before them. One run at a time can have a workdir; other programs may read there.
 
 The workdir holds config.json and versions.json (what the run is), metrics.jsonl and TensorBoard events, samples/,
 checkpoints/ and, at the end, evaluation.json.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -19,33 +24,34 @@ from typing import NamedTuple
 
 from absl import flags
 import jax
-import numpy as np
 
 from earl_jax.acting import policy
-from earl_jax.config import Config
+from earl_jax.config import Config, UserError
 from earl_jax.config.paths import local_path
-from earl_jax.devices import processes, rows, sharding
+from earl_jax.devices import processes
 from earl_jax.learning.update import TrainState
 from earl_jax.run import cli, measure
 from earl_jax.run.checkpoint import Checkpointer, keep_reference, restore_reference
-from earl_jax.run.collect import collect, Experience
+from earl_jax.run.collect import collect
 from earl_jax.run.experiment import Experiment, set_up
 from earl_jax.run.learner import Learner
-from earl_jax.run.metrics import MetricsWriter, write_samples
+from earl_jax.run.metrics import MetricsWriter
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
+from earl_jax.run.samples import look_at, write_samples
 from earl_jax.run.stop_signal import StopSignal
-from earl_jax.run.workdir import claim_workdir
+from earl_jax.run.workdir import claim_workdir, hold_workdir, require_written_by
 
 __all__ = ['train']
 
-SAMPLES = 8  # trajectories written out at a time
+PATIENCE = 5  # steps in a row that may have an update that is not finite
 
 
 class Trained(NamedTuple):
-  """What `train` leaves: the experiment, its state, and whether a signal stopped it before its end."""
+  """What `train` leaves: the experiment, its policy and state, and whether a signal stopped it before its end."""
 
   experiment: Experiment
+  params: policy.Params
   state: TrainState
   stopped: bool
 
@@ -58,77 +64,89 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
     workdir: created if need be.
 
   Raises:
-    UserError: the config cannot be carried out, or the workdir belongs to another run or cannot be used.
+    UserError: the config cannot be carried out, the workdir belongs to another run, is in use or cannot be used, or the
+      policy's numbers are not finite any more.
   """
   workdir = local_path(workdir, 'workdir')
   experiment, params = set_up(config)
-  claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
   learner = Learner(experiment, params)
 
-  with Checkpointer(workdir) as checkpointer, StopSignal() as stop:
-    progress, state = begin_or_resume(experiment, learner, checkpointer, params, workdir)
-    del params  # the first update donates their buffers
-    columns = measure.columns_of(experiment.goal)
-    if not progress.over(config):
-      learner.compile_beside()
-    stopped = False
-    with MetricsWriter(workdir, config.steps, progress.step, columns) as writer:
-      while not progress.over(config) and not stopped:
-        began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
+  with hold_workdir(workdir):
+    claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
+    frozen = policy.split(params)[1]
+    with Checkpointer(workdir, frozen=frozen) as checkpointer, StopSignal() as stop:
+      progress, state, written = begin_or_resume(experiment, learner, checkpointer, params, workdir)
+      del params  # the first update donates their buffers
+      columns = measure.columns_of(experiment.goal)
+      if not progress.over(config):
+        learner.compile_beside()
+      saved, broken, due, stopped = progress.step, 0, False, False
+      with MetricsWriter(workdir, config.steps, progress.step, columns, written) as writer:
+        while not progress.over(config) and not stopped:
+          began, step, stage = time.monotonic(), progress.step, progress.stage_of(config)
 
-        # Problems.
-        problems = draw(experiment, progress.curriculum.stage, step)
+          # Problems.
+          problems = draw(experiment, progress.curriculum.stage, step)
 
-        # Rollouts.
-        experience = collect(experiment, state.params, problems, progress)
+          # Rollouts.
+          params = learner.policy_of(state)
+          experience = collect(experiment, params, problems, progress)
+          if step % config.sample_every == 0:  # before the update takes the parameters
+            write_samples(workdir, step, look_at(experiment, params, learner.reference, problems, experience))
 
-        # Learning.
-        state, learned = learner.update(state, experience, stage, step)
-        seconds = time.monotonic() - began
+          # Learning.
+          state, learned = learner.update(state, experience, stage, step)
+          seconds = time.monotonic() - began
+          broken = broken + 1 if learned['broken_updates'] else 0
+          if broken == PATIENCE:
+            raise not_finite(workdir, progress.step, saved)
 
-        # Progress.
-        metrics = {'stage': progress.curriculum.stage} | experience.metrics | learned
-        progress = progress.after(experiment, experience.exact_match, experience.interventions)
-        if stage.imitate and not progress.stage_of(config).imitate and config.algorithm.kl:
-          learner.refer_to(state.params)
-          keep_reference(workdir, progress.step, state.params)
-        if progress.step % config.evaluate_every == 0:
-          solved, measured = evaluate(experiment, state.params)
-          metrics |= measured
-          solved &= progress.curriculum.stage + 1 == len(experiment.stages)
-          progress = progress._replace(solved=(progress.solved + 1) * solved)
+          # Progress.
+          metrics = {'stage': progress.curriculum.stage} | experience.metrics | learned
+          progress = progress.after(experiment, experience.exact_match, experience.interventions)
+          if stage.imitate and not progress.stage_of(config).imitate and config.algorithm.kl:
+            learner.refer_to(state.params)
+            keep_reference(workdir, progress.step, state.params)
+          if progress.step % config.evaluate_every == 0:
+            solved, measured = evaluate(experiment, learner.policy_of(state))
+            metrics |= measured
+            solved &= progress.curriculum.stage + 1 == len(experiment.stages)
+            progress = progress._replace(solved=(progress.solved + 1) * solved)
 
-        # Report.
-        metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
-        writer.write(step, metrics)
-        if step % config.sample_every == 0:
-          write_samples(workdir, step, samples(experiment, experience))
+          # Report.
+          metrics |= {'seconds': seconds, 'tokens_per_second': metrics['tokens'] / seconds}
+          writer.write(step, metrics)
 
-        # Save.
-        stopped = stop.reached(progress.step)
-        if stopped or progress.step % config.checkpoint_every == 0:
-          checkpointer.save(progress.step, state, progress.to_meta(config))
-      checkpointer.save(progress.step, state, progress.to_meta(config))
+          # Save; what is broken only once it is sound again.
+          stopped = stop.reached(progress.step)
+          due |= stopped or progress.over(config) or progress.step % config.checkpoint_every == 0
+          if due and not broken:
+            checkpointer.save(progress.step, state, progress.to_meta(config) | {'metrics': writer.written})
+            saved, due = progress.step, False
 
-  if not stopped:
-    text = final_table(experiment, state.params, progress.step, workdir)
-    if progress.stops_early(config):
-      text += (
-          f'\n\nsolved in {progress.solved} evaluations in a row, {config.steps - progress.step} steps early; '
-          'the same command with --config.stop_at_solved=False goes on, to solve them with fewer calls'
-      )
-  else:
-    text = f'stopped, {progress.step} of {config.steps} steps saved in {workdir}; the same command goes on from there'
-  if jax.process_index() == 0:
-    print(text)
-  return Trained(experiment, state, stopped)
+    if stopped:
+      tell(f'stopped, {saved} of {config.steps} steps saved in {workdir}; the same command goes on from there')
+    else:
+      if broken:
+        raise not_finite(workdir, progress.step - 1, saved)
+      final_evaluation(experiment, learner.policy_of(state), progress, workdir)
+  return Trained(experiment, learner.policy_of(state), state, stopped)
+
+
+def not_finite(workdir: str | pathlib.Path, step: int, saved: int) -> UserError:
+  """What ends a run whose updates up to `step` (from 0) are not finite, with its newest checkpoint of `saved` steps."""
+  kept = f'the checkpoint of {saved} steps is from before that' if saved else 'nothing is saved'
+  return UserError(
+      f'{workdir}: loss, gradient or parameters are not finite at step {step} and before; {kept}; choose a lower '
+      'config.optimizer.learning_rate, and another --workdir'
+  )
 
 
 def begin_or_resume(
     experiment: Experiment, learner: Learner, checkpointer: Checkpointer, params: policy.Params,
     workdir: str | pathlib.Path,
-) -> tuple[Progress, TrainState]:
-  """The run as its newest checkpoint has it or, where there is none, at its beginning.
+) -> tuple[Progress, TrainState, list[int] | None]:
+  """The run as its newest checkpoint has it or, where there is none, at its beginning; and its metrics' checksum.
 
   Raises:
     UserError: there are checkpoints, but none that this run can go on from.
@@ -136,12 +154,13 @@ def begin_or_resume(
   config = experiment.config
   restored = checkpointer.restore(learner.abstract)
   if restored is None:
-    return Progress.first(experiment.interface.space.num_environments), learner.begin(params)
+    return Progress.first(experiment.interface.space.num_environments), learner.begin(params), None
   step, state, meta = restored
+  require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
   progress = Progress.from_meta(config, step, meta)
   if config.algorithm.kl and any(stage.imitate for stage in config.curriculum[: progress.curriculum.stage]):
     learner.refer_to(restore_reference(workdir, learner.abstract.params))
-  return progress, state
+  return progress, state, meta.get('metrics')
 
 
 def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[str, float]]:
@@ -158,23 +177,30 @@ def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[
   return measure.is_solved(experiment.goal, results), metrics
 
 
-def samples(experiment: Experiment, experience: Experience) -> list[str]:
-  """Some rollouts of a batch as text."""
-  count = len(experience.advantages)
-  picks = np.arange(0, count, max(1, count // SAMPLES))
-  shown = rows.take(experience.factual, picks, sharding.replicated(experiment.mesh))
-  return [experiment.render(shown, row) for row in range(len(picks))]
-
-
-def final_table(experiment: Experiment, params: policy.Params, step: int, workdir: str | pathlib.Path) -> str:
-  """Measures the policy at the end of its run, writes that to the workdir, and gives it as text."""
-  count = experiment.config.evaluation_prompts
+def final_evaluation(
+    experiment: Experiment, params: policy.Params, progress: Progress, workdir: str | pathlib.Path
+) -> None:
+  """Measures the policy at the end of its run, prints that, and writes it to the workdir."""
+  config, step = experiment.config, progress.step
+  count = config.evaluation_prompts
   results = measure.evaluate_policy(experiment, params, experiment.goal, samples=count)
   measure.add_references(experiment, experiment.goal, results, count)
   for result in results.values():
     result['step'] = step
+  tell(f'{workdir}, after {step} steps\n{measure.table(experiment.goal, results)}')
+  if progress.stops_early(config):
+    tell(
+        f'\nsolved in {progress.solved} evaluations in a row, {config.steps - step} steps early; the same command with '
+        '--config.stop_at_solved=False goes on, to solve them with fewer calls'
+    )
   measure.write_evaluation(workdir, experiment.goal, results)
-  return f'{workdir}, after {step} steps\n{measure.table(experiment.goal, results)}'
+
+
+def tell(text: str) -> None:
+  """Prints, once in all processes; where nobody listens any more, nothing."""
+  if jax.process_index() == 0:
+    with contextlib.suppress(OSError):
+      print(text, flush=True)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -194,7 +220,7 @@ def main(values: flags.FlagValues) -> int:
   cli.prepare_jax(config)
   if values.distributed:
     processes.join()
-  trained = train(config, values.workdir or pathlib.Path('runs', path.stem))
+  trained = train(config, pathlib.Path(values.workdir or pathlib.Path('runs', path.stem)))
   return os.EX_TEMPFAIL if trained.stopped and values.distributed else 0
 
 

@@ -3,8 +3,8 @@
 #
 #   launch/local_multiprocess.sh 2 2 launch/train.sh --config=configs/sort2.py --workdir=runs/sort2 --distributed
 #
-# starts 2 processes of 2 devices. Lines of output begin with the number of their process. SIGTERM and Ctrl-C go to all
-# as SIGTERM, the signal that JAX agrees on between processes. The exit status is the first that is not 0; GRACE seconds
+# starts 2 processes of 2 devices. Lines of output begin with the number of their process. SIGTERM, SIGHUP and Ctrl-C go
+# to all as SIGTERM, the signal that JAX agrees on between processes. The exit status is the first that is not 0; GRACE seconds
 # after it the others, which may wait for the lost one for ever, are killed.
 #
 # Variables:
@@ -34,11 +34,11 @@ send() {
   for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
 }
 trap 'send KILL; rm -rf "$folder"' EXIT
-trap 'send TERM' TERM INT
+trap 'send TERM' TERM INT HUP
 
 for ((i = 0; i < processes; i++)); do
   mkfifo "$folder/$i"
-  (trap '' TERM INT; exec sed --unbuffered "s/^/[$i] /" <"$folder/$i") &
+  (trap '' TERM INT HUP; exec sed --unbuffered "s/^/[$i] /" <"$folder/$i") &
   readers+=($!)
   JAX_PROCESS_ID=$i "$@" >"$folder/$i" 2>&1 &
   pids+=($!)

@@ -75,7 +75,8 @@ def experiment(mesh=None, **algorithm: Any) -> Experiment:
   )
   if mesh is None:
     mesh = one_device()
-  return Experiment(config, mesh, tokenizer(), MODEL, interface(), ((*((task, 1.0) for task in tasks()),),))
+  stage = tuple((task, 1.0) for task in tasks())
+  return Experiment(config, mesh, tokenizer(), MODEL, interface(), (stage,), (tokenizer().eos_token_id,))
 
 
 @functools.cache
@@ -132,7 +133,8 @@ def rewritten(environment: int = 1) -> tuple[jax.Array, Trajectory]:
   """
   factual, row_ids = rolled_out(), np.arange(8 * GROUP)
   until = choose_positions(
-      jax.random.key(1), factual.route_scores[..., environment - 1], row_ids, prompt_length=PROMPT
+      jax.random.key(1), factual.route_scores[..., environment - 1], row_ids, prompt_length=PROMPT,
+      route_length=interface().space.description_lengths[environment - 1],
   )
   return until, rewrite(force(recorded(factual.actions, until), interface().route(environment - 1)))
 

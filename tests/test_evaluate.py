@@ -1,7 +1,9 @@
 """Evaluation: which problems, which numbers, what is written."""
 
 import dataclasses
+import errno
 import json
+import shutil
 
 import jax
 import pytest
@@ -10,7 +12,7 @@ from earl_jax import evaluate
 from earl_jax.config import UserError
 from earl_jax.devices import sharding
 from earl_jax.learning import update
-from earl_jax.run import checkpoint, cli
+from earl_jax.run import checkpoint, cli, saved
 from earl_jax.run.experiment import set_up
 from earl_jax.run.workdir import claim_workdir
 from earl_jax.tasks.sorting import Order
@@ -28,7 +30,7 @@ def run(tmp_path_factory):
   state = update.init_state(params, update.make_optimizer(config))
   state = jax.device_put(state, sharding.tree_shardings(experiment.mesh, state))
   with checkpoint.Checkpointer(workdir) as checkpointer:
-    checkpointer.save(1, state, {})
+    checkpointer.save(1, state, {'config': dataclasses.asdict(config)})
   return workdir, config, experiment, params
 
 
@@ -56,6 +58,27 @@ def test_command(run, monkeypatch, capsys, caplog):
   assert 'after 1 steps' in out and 'insertion sort' in out and 'all 12' in out
 
 
+def test_a_workdir_that_cannot_be_written_to(run, monkeypatch, capsys):
+  """What was measured is told all the same."""
+  def fail(path, text):
+    raise OSError(errno.EROFS, 'Read-only file system', str(path))
+
+  monkeypatch.setattr(evaluate.measure, 'write_atomically', fail)
+  assert evaluate_in(run, monkeypatch, '--tasks=sort2', '--samples=4', '--response_length=24') == 2
+  out, err = capsys.readouterr()
+  assert 'sort2' in out and 'after 1 steps' in out
+  assert err == f'error: {run[0]}/evaluation.json: Read-only file system; mend that, then start again\n'
+
+
+def test_a_config_that_was_edited(run, monkeypatch, capsys, tmp_path):
+  shutil.copytree(run[0], tmp_path / 'run')
+  path = tmp_path / 'run' / 'config.json'
+  text = path.read_text('utf-8')
+  path.write_text(text.replace('"response_length": 24', '"response_length": 25'), 'utf-8')
+  assert evaluate_in((tmp_path / 'run',), monkeypatch) == 2
+  assert 'checkpoints/1: rollout.response_length was 24 in this workdir and is 25 now' in capsys.readouterr().err
+
+
 def test_own_tasks_by_default(run, monkeypatch):
   assert evaluate_in(run, monkeypatch, '--samples=8', '--response_length=24') == 0
   assert set(json.loads((run[0] / 'evaluation.json').read_text())['sort']) == {'2', '3'}
@@ -72,15 +95,15 @@ def test_bad_tasks(run, monkeypatch, capsys, tasks, says):
 
 def test_task_without_its_environment(run):
   names = [e.spec.name for e in run[2].interface.environments]
-  assert [task.label for task in evaluate.find_tasks(run[2], ['order3', 'sort2', 'order3'])] == ['order3', 'sort2']
+  assert [task.label for task in saved.find_tasks(run[2], ['order3', 'sort2', 'order3'])] == ['order3', 'sort2']
 
   class Checked(Order):
     environments = ('check',)
 
   assert 'check' not in names
   experiment = dataclasses.replace(run[2], stages=(((Checked(3), 1.0),),))
-  with pytest.raises(UserError, match="--tasks=order3: it needs the environment 'check'"):
-    evaluate.find_tasks(experiment, ['order3'])
+  with pytest.raises(UserError, match="task 'order3': it needs the environment 'check'"):
+    saved.find_tasks(experiment, ['order3'])
 
 
 def test_no_checkpoint(run, tmp_path, monkeypatch, capsys):
@@ -92,8 +115,8 @@ def test_no_checkpoint(run, tmp_path, monkeypatch, capsys):
 
 def test_room_for_prompts_that_tell_how_environments_are_called(run):
   experiment = dataclasses.replace(run[2], config=dataclasses.replace(run[2].config, instructions=True))
-  tasks = [*evaluate.find_tasks(experiment, ['sort5'])]
-  wider = evaluate.with_room(experiment, tasks, samples=2, response_length=None)
+  tasks = [*saved.find_tasks(experiment, ['sort5'])]
+  wider = saved.with_room(experiment, tasks, samples=2, response_length=None)
   needed = len(experiment.prompt(tasks[0], tasks[0].example(0, 'test', 0)))
   assert needed > run[1].rollout.prompt_length + 20 and wider.config.rollout.prompt_length == needed
   assert wider.config.rollout.response_length == 2 * run[1].rollout.response_length
@@ -102,7 +125,7 @@ def test_room_for_prompts_that_tell_how_environments_are_called(run):
 def test_room_within_the_positions_of_the_model(run):
   """Twice the run's response if there are so many, else what there is; more is refused."""
   experiment = dataclasses.replace(run[2], model=dataclasses.replace(run[2].model, max_position_embeddings=90))
-  tasks = evaluate.find_tasks(experiment, ['sort2'])
-  assert evaluate.with_room(experiment, tasks, 2, None).config.rollout.response_length == 90 - 56
+  tasks = saved.find_tasks(experiment, ['sort2'])
+  assert saved.with_room(experiment, tasks, 2, None).config.rollout.response_length == 90 - 56
   with pytest.raises(UserError, match='--response_length=35: .* beyond the 90 positions'):
-    evaluate.with_room(experiment, tasks, 2, 35)
+    saved.with_room(experiment, tasks, 2, 35)

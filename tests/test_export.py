@@ -190,6 +190,9 @@ def test_damaged_head_or_manifest(run, exported):
   refused(run, exported, 'expanded_head.safetensors cannot be read')
   save_file({'expanded_head': np.zeros((2, 3), np.float32)}, head)
   refused(run, exported, 'expanded_head.safetensors is float32[2, 3], expected float32[')
+  for names in (['expanded_head', 'other'], ['other']):
+    save_file(dict.fromkeys(names, np.zeros((2, 3), np.float32)), head)
+    refused(run, exported, 'expanded_head.safetensors cannot be read')
   head.unlink()
   refused(run, exported, 'expanded_head.safetensors cannot be read')
   head.write_bytes(whole)
@@ -208,6 +211,8 @@ def test_tagged_policies_have_no_head(run, tmp_path):
   again = dataclasses.replace(config, model=str(tmp_path / 'out'))
   chex.assert_trees_all_equal(set_up(again)[1], params)
   refused(run, tmp_path / 'out', "has interface='tagged', this run has 'expanded'")
+  save_file({'expanded_head': np.zeros((2, 3), np.float32)}, tmp_path / 'out' / 'expanded_head.safetensors')
+  refused(run, tmp_path / 'out', 'expanded_head.safetensors has no use', interface='tagged')
 
 
 def test_nothing_is_overwritten(run, tmp_path, capsys, monkeypatch):
@@ -239,6 +244,29 @@ def test_a_vocabulary_padded_beyond_the_tokenizer(tmp_path):
   folder = write_model(tmp_path / 'short', vocab_size=tokenizer_rows - 1)
   with pytest.raises(UserError, match=f'vocab_size={tokenizer_rows - 1} in config.json, but the tokenizer has'):
     set_up(tiny.parsed(folder))
+
+
+def test_a_vocabulary_with_gaps(tmp_path):
+  count = len(tokenizer_lib.load_tokenizer(tiny.write_model(tmp_path / 'plain')))
+  for rows in (count + 8, count + 7):
+    folder = write_model(tmp_path / str(rows), vocab_size=rows)
+    change(folder / 'tokenizer.json', lambda whole: whole['model']['vocab'].update(zzz=count + 7))
+    if rows > count + 7:
+      assert set_up(tiny.parsed(folder))[0].interface.space.vocab_size == count + 8
+    else:
+      with pytest.raises(UserError, match=f'but the tokenizer has ids up to {count + 7}; use the tokenizer'):
+        set_up(tiny.parsed(folder))
+
+
+def test_several_end_tokens_are_kept(run, tmp_path):
+  _, config, experiment, params = run
+  assert experiment.end_tokens == (2,)
+  several = dataclasses.replace(experiment, end_tokens=(2, 0, 1))
+  export.export(several, params, tmp_path / 'out')
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+  assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == [2, 0, 1]
+  again = set_up(dataclasses.replace(config, model=str(tmp_path / 'out')))[0]
+  assert again.end_tokens == again.decoding().end_tokens == (2, 0, 1)
 
 
 def test_a_model_that_is_nowhere():

@@ -1,9 +1,10 @@
-"""Imports run one way, Linen stays in `model/`, nothing executes data. The source is read, not imported."""
+"""Imports run one way, Linen stays in `model/`, nothing executes data, HTML is escaped. The source alone is read."""
 
 import ast
 from collections.abc import Iterator
 import graphlib
 import pathlib
+import re
 
 import pytest
 
@@ -19,10 +20,12 @@ FLOORS = (
     {'acting'},
     {'learning'},
     {'run'},
-    {'train', 'evaluate', 'plan', 'export', 'pictures', 'testing', 'base_model'},  # programs, and what is beside them
+    # Programs, and what is beside them.
+    {'train', 'evaluate', 'plan', 'export', 'view', 'play', 'testing', 'base_model'},
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}
 FORMULAS = {'earl_jax.learning.advantages', 'earl_jax.learning.losses'}
+MARKUP = re.compile(r'</?(a|b|body|br|button|code|div|h[1-6]|img|li|p|pre|script|span|style|svg|t[dhr]|table|ul)\b')
 EXECUTES_DATA = {'cloudpickle', 'dill', 'marshal', 'pickle', 'shelve'}
 
 
@@ -120,7 +123,17 @@ def test_nothing_executes_data(module):
   tree = TREES[module]
   assert not {name.partition('.')[0] for name in imported_names(tree)} & EXECUTES_DATA
   for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-    assert getattr(call.func, 'id', None) not in ('eval', 'exec'), f'line {call.lineno}'
+    assert getattr(call.func, 'id', None) not in ('__import__', 'compile', 'eval', 'exec'), f'line {call.lineno}'
+    assert getattr(call.func, 'attr', None) not in ('getoutput', 'popen', 'system'), f'line {call.lineno}'
     for keyword in call.keywords:
-      if keyword.arg in ('allow_pickle', 'trust_remote_code'):
+      if keyword.arg in ('allow_pickle', 'shell', 'trust_remote_code'):
         assert getattr(keyword.value, 'value', None) is False, f'line {call.lineno}: {keyword.arg}'
+
+
+@pytest.mark.parametrize('module', TREES)
+def test_text_is_escaped_where_it_becomes_html(module):
+  """A module that puts values between tags escapes text."""
+  for text in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.JoinedStr)):
+    fixed = ''.join(part.value for part in text.values if isinstance(part, ast.Constant))
+    if MARKUP.search(fixed):
+      assert 'html' in imported_names(TREES[module]), f'line {text.lineno}'

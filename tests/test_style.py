@@ -43,3 +43,16 @@ def test_long_calls_name_their_arguments(path):
     if getattr(call.func, 'id', getattr(call.func, 'attr', '')) not in ('map', 'zip', 'isinstance'):
       given = [argument for argument in call.args if not isinstance(argument, ast.Starred)]
       assert len(given) <= MOST_POSITIONAL, f'line {call.lineno}: {ast.unparse(call)[:80]}'
+
+
+@pytest.mark.parametrize('path', PACKAGE + AROUND, ids=name)
+def test_text_is_read_and_written_as_utf_8(path):
+  """Not in the encoding of the place; and lines end at \\n, which str.splitlines takes a wider view of."""
+  for call in nodes(path, ast.Call):
+    function = getattr(call.func, 'attr', getattr(call.func, 'id', ''))
+    words = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == 'encoding'}
+    given = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    if function in ('read_text', 'write_text') or (
+        function == 'open' and call.args + call.keywords and not any('b' in str(mode) for mode in given[-1:])
+    ):
+      assert words or 'utf-8' in given[:2], f'line {call.lineno}: {ast.unparse(call)[:80]}'

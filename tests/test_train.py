@@ -1,6 +1,7 @@
 """Training runs: end to end, resumed, stopped, killed, damaged."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from earl_jax.run import collect, learner, metrics
 from earl_jax.run.experiment import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
+from earl_jax.run.workdir import hold_workdir
 from tests.run import tiny
 
 
@@ -82,7 +84,7 @@ def test_end_to_end(config, whole, capsys):
   timed = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[0])
   assert timed['tokens_per_second'] == timed['tokens'] / timed['seconds']
   assert sorted(path.name for path in (workdir / 'samples').iterdir()) == [
-      'step_000000.txt', 'step_000002.txt', 'step_000004.txt'
+      f'step_00000{step}.{suffix}' for step in (0, 2, 4) for suffix in ('jsonl', 'txt')
   ]
   assert 'Let me solve this step by step.' in (workdir / 'samples' / 'step_000000.txt').read_text()
   assert tiny.checkpoints(workdir) == [2, 4, 5]
@@ -96,6 +98,27 @@ def test_end_to_end(config, whole, capsys):
   chex.assert_trees_all_equal(again, state)
   assert (workdir / 'metrics.jsonl').read_bytes() == before
   assert 'after 5 steps' in capsys.readouterr().out
+
+
+def test_samples_tell_what_was_decided(whole):
+  """A counterfactual begins with the forced route, where it leaves its factual episode, and both have their rewards."""
+  text = ''.join(path.read_text() for path in sorted((whole[0] / 'samples').glob('*.jsonl')))
+  lines = [json.loads(line) for line in text.splitlines()]
+  assert [line['step'] for line in lines] == 8 * [0] + 8 * [2] + 8 * [4] and {x['task'] for x in lines} > {'sort2'}
+  rewritten = [line for line in lines if line['counterfactual']]
+  assert len(rewritten) > 4
+  for line in lines:
+    factual, other = line['factual'], line['counterfactual']
+    for decision in factual['decisions'] + (other['decisions'] if other else []):
+      assert decision['options'][0][:2] == [decision['text'], pytest.approx(np.exp(decision['log_prob']), rel=2e-3)]
+      assert sum(p for _, p, _ in decision['options']) < 1.001 and 'reference' in decision  # kl is on
+    assert (factual['advantage'] is None) == bool(other and other['advantage'] is not None)
+  for line in rewritten:
+    other = line['counterfactual']
+    assert 0 <= other['fork'] <= len(line['factual']['decisions'])
+    assert other['decisions'][0]['environment'] == other['environment'] and other['decisions'][0]['language']
+    if other['advantage'] is not None:
+      assert other['advantage'] == pytest.approx(other['reward'] - line['factual']['reward'], abs=1e-5)
 
 
 def test_parameters_move(config, whole):
@@ -117,7 +140,7 @@ def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, stop
   assert_same_run(tmp_path, state, whole)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves(config, whole, tmp_path, monkeypatch, capsys, number):
   def interrupted(*args):
     os.kill(os.getpid(), number)
@@ -149,6 +172,62 @@ def test_other_config_changes_nothing(config, whole):
   with pytest.raises(UserError, match='seed was 0 in this workdir and is 1 now'):
     train.train(dataclasses.replace(config, seed=1), whole[0])
   assert (whole[0] / 'metrics.jsonl').read_bytes() == before
+
+
+def broken_from(first, last):
+  """`collect`, whose advantages are not a number in these steps; and the parameters that every step began with."""
+  began = []
+
+  def collected(experiment, params, problems, progress):
+    began.append(jax.device_get(params))
+    experience = collect.collect(experiment, params, problems, progress)
+    if first <= progress.step <= last:
+      experience = experience._replace(advantages=np.full_like(experience.advantages, np.nan))
+    return experience
+
+  return collected, began
+
+
+def test_a_step_that_is_not_finite_is_not_applied(config, tmp_path, monkeypatch):
+  collected, began = broken_from(3, 3)
+  monkeypatch.setattr(train, 'collect', collected)
+  state = train.train(config, tmp_path).state
+  chex.assert_trees_all_equal(began[4], began[3])
+  assert state.step == 8 and all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
+  lines = tiny.read_metrics(tmp_path)
+  assert [line['broken_updates'] for line in lines] == [0, 0, 0, 2, 0] and lines[3]['loss'] is None
+  assert tiny.checkpoints(tmp_path) == [2, 5]  # that of step 4 would have been broken
+
+
+def test_a_run_that_stays_broken_ends(config, whole, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'PATIENCE', 2)
+    patch.setattr(train, 'collect', broken_from(2, 9)[0])
+    with pytest.raises(UserError, match='not finite at step 3 and before; the checkpoint of 2 steps is from before'):
+      train.train(config, tmp_path)
+    assert tiny.checkpoints(tmp_path) == [2]
+    patch.setattr(train, 'PATIENCE', 9)  # its end comes first
+    with pytest.raises(UserError, match='not finite at step 4 and before; the checkpoint of 2 steps is from before'):
+      train.train(config, tmp_path)
+  assert tiny.checkpoints(tmp_path) == [2]
+  assert_same_run(tmp_path, train.train(config, tmp_path).state, whole)
+
+
+def test_one_run_at_a_time(config, whole):
+  before = (whole[0] / 'metrics.jsonl').read_bytes()
+  with hold_workdir(whole[0]), pytest.raises(UserError, match=f'another run is going on there .process {os.getpid()}'):
+    train.train(config, whole[0])
+  assert (whole[0] / 'metrics.jsonl').read_bytes() == before
+
+
+def test_results_are_told_before_they_are_written(config, whole, monkeypatch, capsys):
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(train.measure, 'write_evaluation', full)
+  with pytest.raises(OSError, match='No space'):
+    train.train(config, whole[0])
+  assert 'after 5 steps' in capsys.readouterr().out
 
 
 def test_run_can_be_extended(config, whole, tmp_path):

@@ -67,17 +67,22 @@ def choose_rewrites(
 
 
 @functools.partial(jax.jit, static_argnames='prompt_length')
-def choose_positions(key: jax.Array, scores: jax.Array, row_ids: jax.Array, *, prompt_length: int) -> jax.Array:
+def choose_positions(
+    key: jax.Array, scores: jax.Array, row_ids: jax.Array, *, prompt_length: int, route_length: jax.Array
+) -> jax.Array:
   """int32[B]: the slot in each row where the route is forced.
 
   Scores are divided by 10, the top 10 kept, of them the smallest set with probability >= 0.9, and one is drawn. A row
-  with no position is cut right after the prompt.
+  with no position is cut right after the prompt. Where the route's text does not fit any more is none: the episode
+  would end before anything was forced.
 
   Args:
     scores: float32[B, T], `route_scores` of the environment; `NEGATIVE` where language was not free to act.
     row_ids: int32[B].
+    route_length: int32[], tokens that the route writes.
   """
   chex.assert_rank([scores, row_ids], [2, 1])
+  scores = jnp.where(jnp.arange(scores.shape[1]) + route_length <= scores.shape[1], scores, NEGATIVE)
   count = min(TOP_K, scores.shape[1])
   best, slots = jax.lax.top_k(scores, count)
   possible = best > NEGATIVE / 2

@@ -26,7 +26,7 @@ class Decoding:
   Attributes:
     model: shape of the decoder.
     interface: what actions do.
-    eos: token id that ends an episode when chosen in language.
+    end_tokens: token ids that end an episode when chosen in language.
     pad: token id written after the end.
     slots: T, prompt and response together.
     group: n, episodes of every prompt.
@@ -38,7 +38,7 @@ class Decoding:
 
   model: transformer.ModelConfig
   interface: ExpandedInterface
-  eos: int
+  end_tokens: tuple[int, ...]
   pad: int
   slots: int
   group: int = 1
@@ -198,7 +198,7 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
   effect = jax.vmap(interface.act)(old.environment, old.states, rows.offered, action)
   deciding = old.active & (old.pending_length == 0)
   committed = deciding & (slot + effect.length <= decoding.slots)
-  ends = committed & language & (action == decoding.eos)
+  ends = committed & language & jnp.isin(action, jnp.array(decoding.end_tokens, jnp.int32))
   active = old.active & (committed | ~deciding)
   pending = where_rows(committed, effect.tokens, old.pending)
   pending_length = jnp.where(committed, effect.length, old.pending_length)

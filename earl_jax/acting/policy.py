@@ -2,7 +2,7 @@
 
 Sampling, training log-probabilities and CPO's position scores all come from `distribution`: there is no second mask.
 
-Axes: D hidden, V vocabulary (`len(tokenizer)`), E expanded actions; `…` any leading axes.
+Axes: D hidden, V vocabulary (ids of the tokenizer), E expanded actions; `…` any leading axes.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from earl_jax.acting.masked import NEGATIVE
 from earl_jax.action_space import ActionSpace
 from earl_jax.devices.sharding import constrain, tensor_shards
-from earl_jax.model import transformer
+from earl_jax.model import lora, transformer
 
 BLOCK = 128  # entries of the vocabulary whose probabilities are added up first
 
-Params = dict  # {'model': decoder parameters, 'expanded_head': float32[E, D], absent where it is tied}
+# {'model': decoder parameters, 'adapters': those of `lora`, if any, 'expanded_head': float32[E, D], absent where it is
+# tied}
+Params = dict
 
 
 def init_params(model: dict, space: ActionSpace, tied: bool = False) -> Params:
@@ -31,12 +33,27 @@ def init_params(model: dict, space: ActionSpace, tied: bool = False) -> Params:
 
 
 def _token_rows(model: dict, space: ActionSpace) -> jax.Array:
-  return jnp.asarray(transformer.output_embedding(model))[space.init_tokens]
+  return jnp.asarray(transformer.output_embedding(model))[space.init_tokens].astype(jnp.float32)
+
+
+def split(params: Params) -> tuple[Params, Params]:
+  """(what is trained, what is frozen): with adapters, the model is. Together they are the parameters again."""
+  frozen = {'model'} if 'adapters' in params else set()
+  return tuple({key: x for key, x in params.items() if (key in frozen) == kept} for kept in (False, True))
+
+
+def merged(params: Params, model: transformer.ModelConfig, dtype: str) -> Params:
+  """The same policy without adapters: what they do has become part of the model, whose kernels are in `dtype` then."""
+  if 'adapters' not in params:
+    return params
+  rest = {key: x for key, x in params.items() if key != 'adapters'}
+  return rest | {'model': lora.merged(params['model'], params['adapters'], model.adapter_scale, dtype)}
 
 
 def heads(params: Params) -> Params:
   """What `distribution` reads of the parameters."""
-  return params | {'model': {'embedding': transformer.output_embedding(params['model'])}}
+  rest = {key: x for key, x in params.items() if key != 'adapters'}
+  return rest | {'model': {'embedding': transformer.output_embedding(params['model'])}}
 
 
 class Distribution(NamedTuple):

@@ -29,5 +29,5 @@ def read_prompts(
     model: transformer.ModelConfig, params: Params, tokens: jax.Array, start: jax.Array
 ) -> tuple[jax.Array, transformer.KeysValues]:
   """(hidden dtype[G, D] after the last token, keys and values) of prompts int32[G, P], left-padded up to start."""
-  hidden, keys_values = transformer.apply(model, params['model'], tokens, start)
+  hidden, keys_values = transformer.apply(model, params['model'], tokens, start, adapters=params.get('adapters'))
   return hidden[:, -1], jax.tree.map(lambda x: constrain(x, None, 'rows', None, 'kv_heads'), keys_values)

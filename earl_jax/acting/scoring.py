@@ -85,7 +85,9 @@ def previous_hidden(params: policy.Params, trajectory: Trajectory, scoring: Scor
   prompts, start = trajectory.tokens[::shared, :length], trajectory.start[::shared]
   first, prompt = read_prompts(model, params, prompts, start)
   response = trajectory.tokens[:, length:-1]
-  rest, _ = transformer.apply(model, params['model'], response, trajectory.start, prompt)
+  rest, _ = transformer.apply(
+      model, params['model'], response, trajectory.start, prompt, adapters=params.get('adapters')
+  )
   return jnp.concatenate([jnp.repeat(first, shared, axis=0)[:, None], rest], axis=1)
 
 

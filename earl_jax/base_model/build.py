@@ -84,7 +84,7 @@ def build_tokenizer(folder: pathlib.Path) -> None:
       tokenizer_class='PreTrainedTokenizerFast', eos_token='<|im_end|>', pad_token='<|endoftext|>',
       clean_up_tokenization_spaces=False, chat_template=CHAT_TEMPLATE,
   )
-  (folder / 'tokenizer_config.json').write_text(json.dumps(settings, indent=2) + '\n')
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings, indent=2) + '\n', 'utf-8')
 
 
 def _byte_symbols() -> dict[int, str]:
@@ -256,7 +256,7 @@ def train(
   former = init and (tokenizer_lib.load_tokenizer(init).get_vocab(), hf.load_params(init, hf.read_config(init)))
   build_tokenizer(folder)
   tokenizer = tokenizer_lib.load_tokenizer(folder)
-  rows = math.ceil(len(tokenizer) / MULTIPLE) * MULTIPLE
+  rows = math.ceil(tokenizer_lib.vocabulary_size(tokenizer) / MULTIPLE) * MULTIPLE
   config = transformer.ModelConfig(vocab_size=rows, tie_word_embeddings=False, **SHAPE)
   params = transformer.init_params(config, jax.random.key(seed))
   if former:

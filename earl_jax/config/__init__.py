@@ -119,6 +119,27 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters: the model is frozen, in `config.dtype`, and what is trained beside it is small.
+
+  The expanded head is trained too. Without a change the policy is the frozen model, which is also its reference.
+
+  Attributes:
+    rank: of every adapter; 0 = none, all weights are trained.
+    alpha: what an adapter adds is multiplied by alpha / rank.
+    projections: which have one.
+    adapters: folder of adapters to begin with, as PEFT or `earl_jax.export --adapters` wrote it; '' = new ones.
+  """
+
+  rank: Annotated[int, Range(0, 4096)] = 0
+  alpha: Annotated[float, Range(1e-6, 10**6)] = 32.0
+  projections: tuple[Literal['q', 'k', 'v', 'o', 'gate', 'up', 'down'], ...] = (
+      'q', 'k', 'v', 'o', 'gate', 'up', 'down',
+  )
+  adapters: Annotated[str, paths.optional_path] = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices per axis of the mesh; -1 = all that are left.
 
@@ -138,13 +159,15 @@ class Config:
   """Everything a run depends on.
 
   Attributes:
-    model: 'embedded', or the folder or hub id of a Hugging Face checkpoint. A folder is made absolute.
-    dtype: of the computation. Weights to be trained and the optimizer's are float32.
+    model: 'embedded', or the folder or hub id of a Hugging Face checkpoint, or a GGUF file. A path is made absolute.
+    dtype: of the computation. What is trained is float32, and so is the optimizer's state.
     remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
       'full' (every layer). Each needs less memory than the one before, and more time.
     attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the faster one of those that can be.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
+    worked_example: prompts show one solved problem of their task, called and written as the interface has it, for
+      models too small to find the form of an answer by themselves. The same problem for all interfaces.
     seed: of data, sampling and interventions.
     steps: of the run, at most; each is one batch of rollouts and an update.
     curriculum: stages, in order; the last one lasts.
@@ -162,6 +185,7 @@ class Config:
   attention: Literal['auto', 'xla', 'cudnn'] = 'auto'
   interface: Literal['expanded', 'tagged'] = 'expanded'
   instructions: bool = False
+  worked_example: bool = False
   seed: Annotated[int, Range(0, 2**32 - 1)] = 0
   steps: Steps = 100
   curriculum: Annotated[tuple[Stage, ...], Example("({'tasks': (('sort', {'n': 4}, 1.0),), 'until': 0.95},)")] = ()
@@ -174,6 +198,7 @@ class Config:
   rollout: RolloutConfig = RolloutConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
+  lora: LoraConfig = LoraConfig()
   mesh: MeshConfig = MeshConfig()
 
 
@@ -268,6 +293,10 @@ def _check(config: Config) -> None:
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
   require(config.steps * a.mini_batches < 2**31, 'steps', config.steps,
           f'each has {a.mini_batches} mini-batches; let there be less than 2**31 of them in all')
+  lora = config.lora
+  require(lora.projections and len(set(lora.projections)) == len(lora.projections), 'lora.projections',
+          lora.projections, 'name some, each once')
+  require(lora.rank or not lora.adapters, 'lora.adapters', lora.adapters, 'give config.lora.rank too')
   rows = r.prompts // a.mini_batches * r.group
   require(rows % a.micro_batch == 0, 'algorithm.micro_batch', a.micro_batch,
           f'choose a divisor of the {rows} rows of a mini-batch')

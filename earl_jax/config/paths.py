@@ -6,7 +6,7 @@ import re
 
 from earl_jax.config.fields import shown, UserError
 
-__all__ = ['is_url', 'local_path', 'model_path', 'options_with_paths']
+__all__ = ['is_url', 'local_path', 'model_path', 'optional_path', 'options_with_paths']
 
 
 def is_url(path: str | os.PathLike) -> bool:
@@ -40,14 +40,20 @@ def local_path(path: str | os.PathLike, where: str) -> pathlib.Path:
 
 
 def model_path(model: str, where: str) -> str:
-  """A folder of a model as an absolute path. 'embedded' and the ids of a hub stay as they are.
+  """A folder or file of a model as an absolute path. 'embedded' and the ids of a hub stay as they are.
 
   Raises:
     UserError: a URL, or a path that the system cannot have.
   """
-  if model == 'embedded' or not (is_url(model) or model.startswith(('/', '.', '~')) or os.path.exists(model)):
+  path = is_url(model) or model.startswith(('/', '.', '~')) or model.endswith('.gguf') or os.path.exists(model)
+  if model == 'embedded' or not path:
     return model
   return str(local_path(model, where))
+
+
+def optional_path(path: str, where: str) -> str:
+  """`local_path` as text; '' stays what it is."""
+  return str(local_path(path, where)) if path else path
 
 
 def options_with_paths(options: dict, where: str) -> dict:

@@ -34,6 +34,21 @@ PARAMETERS = {
     ('gate', 'kernel'): ('embed', 'mlp'),
     ('up', 'kernel'): ('embed', 'mlp'),
     ('down', 'kernel'): ('mlp', 'embed'),
+    # Adapters: as the kernel beside them, their rank whole.
+    ('q', 'a'): ('embed', None),
+    ('k', 'a'): ('embed', None),
+    ('v', 'a'): ('embed', None),
+    ('o', 'a'): ('heads', None, None),
+    ('gate', 'a'): ('embed', None),
+    ('up', 'a'): ('embed', None),
+    ('down', 'a'): ('mlp', None),
+    ('q', 'b'): (None, 'heads', None),
+    ('k', 'b'): (None, 'kv_heads', None),
+    ('v', 'b'): (None, 'kv_heads', None),
+    ('o', 'b'): (None, 'embed'),
+    ('gate', 'b'): (None, 'mlp'),
+    ('up', 'b'): (None, 'mlp'),
+    ('down', 'b'): (None, 'embed'),
 }
 
 
@@ -55,9 +70,25 @@ def mesh_sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-  """A (data, fsdp, tensor) mesh over the devices, by default all; raises as `mesh_sizes` does."""
-  sizes = mesh_sizes(config, len(devices or jax.devices()))
+  """A (data, fsdp, tensor) mesh over the devices, by default all; raises as `mesh_sizes` and `all_devices` do."""
+  sizes = mesh_sizes(config, len(devices or all_devices()))
   return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def all_devices() -> list[jax.Device]:
+  """The devices JAX finds.
+
+  Raises:
+    UserError: there are none of the kind that is asked for; plugins fail in many ways.
+  """
+  try:
+    return jax.devices()
+  except Exception as error:
+    asked, reason = jax.config.jax_platforms, (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise UserError(
+        f'JAX_PLATFORMS={asked or ""}: JAX finds no device ({reason}); install the plugin, such as '
+        "`pip install 'jax[cuda]'`, or unset JAX_PLATFORMS"
+    ) from error
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

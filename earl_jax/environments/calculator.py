@@ -9,6 +9,7 @@ denominator below 10^k (a sum at most doubles the product of two such numbers, a
 
 from typing import NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +49,9 @@ _START = _NAMES.index('S')
 _BEGINS = np.array([name in 'SUDV' for name in _NAMES])  # a digit or a point would begin a number
 _DECIMAL = np.array([name in 'PFf' for name in _NAMES])  # a digit would be a decimal
 
-# Pieces of a result, after the ten digits, and what stands before and after it.
+# Pieces of a result, what stands before and after it, and then groups of digits: all of one digit, of two, …
 _PIECES = ('-', '.', 'undefined', 'overflow', '')
-_SIGN, _DOT, _UNDEFINED, _OVERFLOW, _NOTHING, _BEFORE, _AFTER = range(10, 17)
+_SIGN, _DOT, _UNDEFINED, _OVERFLOW, _NOTHING, _BEFORE, _AFTER, _DIGITS = range(8)
 
 ZERO, ONE, MINUS_ONE = (residues.fraction(number) for number in (0, 1, -1))
 
@@ -132,11 +133,56 @@ def _type(state: Calculation, symbol: jax.Array) -> Calculation:
   )
 
 
+def _groups(size: int) -> list[str]:
+  """All strings of one digit, of two, … of `size`."""
+  return [f'{n:0{length}}' for length in range(1, size + 1) for n in range(10**length)]
+
+
+def _digits_at_once(encode: Encode) -> int:
+  """How many digits of a number the tokenizer reads at a time, from the left; warns where it reads otherwise."""
+  numerals = [str(7**n)[:length] for n in range(20, 60) for length in range(4, INTEGERS + 2)]
+  numerals += map(str, range(1000))
+  read, end = encode('\n'.join(['', *numerals, ''])), encode('\n')
+  for size in (1, 2, 3):
+    tokens = {group: encode(group) for group in _groups(size)}
+    lines = [[tokens[n[i : i + size]] for i in range(0, len(n), size)] + [end] for n in numerals]
+    if read == end + [token for line in lines for group in line for token in group]:
+      if size > 1:
+        logging.warning(
+            'The tokenizer reads numbers %d digits at a time. The calculator writes its results so; the digits of an '
+            'expression stay one by one, as they are typed.', size
+        )
+      return size
+  logging.warning(
+      'The tokenizer reads numbers in groups of digits that the calculator does not know; the calculator writes them '
+      'digit by digit.'
+  )
+  return 1
+
+
+def _rows(digits: jax.Array, shown: jax.Array, size: int) -> jax.Array:
+  """Rows of the table int32[⌈N / size⌉]: the groups of `size` digits, from the left, in which int32[N] are written.
+
+  Args:
+    shown: bool[N], those that are written: the last so many.
+  """
+  places = jnp.arange(-(-len(digits) // size) * size)
+  there = (places < shown.sum()).reshape(-1, size)
+  digits = digits[(places + jnp.argmax(shown)) % len(digits)].reshape(-1, size)
+  value = jnp.zeros(len(digits), jnp.int32)
+  for i in range(size):
+    value = jnp.where(there[:, i], 10 * value + digits[:, i], value)
+  shorter = jnp.array([0, *((10**length - 10) // 9 for length in range(1, size + 1))])  # groups before, in the table
+  length = there.sum(axis=1)
+  return jnp.where(length > 0, _DIGITS + shorter[length] + value, _NOTHING)
+
+
 class Calculator(Environment):
   """Digits, a point, operators and parentheses; ` = ` writes the value and exits.
 
   An integer is written as such, another value with three decimals, rounded half to even; after a division by zero
-  `undefined`, from 10^12 on `overflow`. An action that is not valid leaves the state as it is, writes nothing and does
+  `undefined`, from 10^12 on `overflow`. Digits of a result are joined as the tokenizer joins them in a text, where it
+  reads one, two or three at a time. An action that is not valid leaves the state as it is, writes nothing and does
   not exit.
   """
 
@@ -148,10 +194,11 @@ class Calculator(Environment):
   state_type = Calculation
 
   def __init__(self, encode: Encode):
-    # Results are joined digit by digit, whatever the tokenizer would make of several of them.
     around = (self.phrasing.before, self.phrasing.after)
-    self._tokens, self._lengths = observation_table(encode, [*'0123456789', *_PIECES, *around])
-    number = (INTEGERS + 1 + DECIMALS) * self._lengths[:10].max() + self._lengths[[_SIGN, _DOT]].sum()
+    self._size = _digits_at_once(encode)
+    self._tokens, self._lengths = observation_table(encode, [*_PIECES, *around, *_groups(self._size)])
+    groups = -(-(INTEGERS + 1) // self._size) - (-DECIMALS // self._size)
+    number = groups * self._lengths[_DIGITS:].max() + self._lengths[[_SIGN, _DOT]].sum()
     word = max(self._lengths[_UNDEFINED], self._lengths[_OVERFLOW])
     self.max_observation = int(max(number, word) + self._lengths[[_BEFORE, _AFTER]].sum())
 
@@ -186,9 +233,15 @@ class Calculator(Environment):
     integer, decimals = digits[:-DECIMALS], digits[-DECIMALS:]
     significant = (jnp.cumsum(integer) > 0).at[-1].set(True)
     word = jnp.where(state.undefined, _UNDEFINED, jnp.where(overflow, _OVERFLOW, _NOTHING))
-    number = jnp.concatenate([jnp.array([_SIGN]), integer, jnp.array([_DOT]), decimals])
-    shown = jnp.concatenate([negative[None], significant, jnp.repeat(~whole, 1 + DECIMALS)]) & is_number
-    number = jnp.where(shown, number, _NOTHING)
-    rows = jnp.concatenate([jnp.array([_BEFORE]), number, jnp.stack([word, _AFTER])])
+    pieces = (
+        [_BEFORE],
+        jnp.where(negative & is_number, _SIGN, _NOTHING)[None],
+        _rows(integer, significant & is_number, self._size),
+        jnp.where(~whole & is_number, _DOT, _NOTHING)[None],
+        _rows(decimals, jnp.repeat(~whole & is_number, DECIMALS), self._size),
+        word[None],
+        [_AFTER],
+    )
+    rows = jnp.concatenate([jnp.asarray(piece, jnp.int32) for piece in pieces])
     lengths = jnp.asarray(self._lengths)[rows]
     return concatenate(list(zip(jnp.asarray(self._tokens)[rows], lengths)), self.max_observation)

@@ -52,8 +52,8 @@ class ExpandedInterface:
     self.space = ActionSpace(vocab_size, [e.spec for e in environments], encode)
     longest = max((e.max_observation for e in self.environments), default=0)
     self.width = self.space.descriptions.shape[1] + longest
-    # local[k][e] = local action of expanded action e in environment k + 1
-    self._local = np.zeros((len(environments), self.space.num_expanded), np.int32)
+    # local[k][e] = local action of expanded action e in environment k + 1, -1 where it is none of its own
+    self._local = np.full((len(environments), self.space.num_expanded), -1, np.int32)
     for k, actions in enumerate(self.space.environment_actions):
       self._local[k, actions] = np.arange(len(actions))
 
@@ -86,6 +86,15 @@ class ExpandedInterface:
         ids += self.route(k) + (self.space.vocab_size + actions).tolist()
     return ids
 
+  def written(self, script: list[int], instance: dict[str, jax.Array], offered: jax.Array) -> list[int]:
+    """The tokens that stand there once a script is carried out, what the environments write among them."""
+    environment, states, tokens = jnp.int32(LANGUAGE), self.reset(instance), []
+    for action in script:
+      effect = self.act(environment, states, offered, jnp.int32(action))
+      environment, states = effect.environment, effect.states
+      tokens += effect.tokens[: effect.length].tolist()
+    return tokens
+
   def reset(self, instance: dict[str, jax.Array]) -> States:
     """Hidden states at the start of an episode; environments with the same `state_type` share one."""
     return {e.state_type.__name__: e.reset(instance) for e in self.environments}
@@ -111,6 +120,7 @@ class ExpandedInterface:
       in language, a token      writes the token
       in language, a routing    writes its description, enters its environment
       in environment k          writes its description and the observation; leaves if the environment says so
+      not legal                 writes its text, and nothing else happens; a routing action enters all the same
     """
     del offered  # what is not offered is not legal
     space = self.space
@@ -119,14 +129,15 @@ class ExpandedInterface:
     description = jnp.asarray(space.descriptions)[expanded]
     tokens = jnp.zeros(self.width, jnp.int32).at[: len(description)].set(description)
     length = jnp.asarray(space.description_lengths)[expanded]
-    is_routing = ~is_token & (environment == LANGUAGE)
+    is_routing = ~is_token & (environment == LANGUAGE) & (expanded < space.num_environments)
     after = jnp.where(is_routing, expanded + 1, environment)
     place = jnp.arange(self.width)
     out_tokens, out_length, out_states = tokens, length, dict(states)
     for k, env in enumerate(self.environments):
-      here = environment == k + 1
+      local = jnp.asarray(self._local)[k, expanded]
+      here = ~is_token & (environment == k + 1) & (local >= 0)
       name = env.state_type.__name__
-      observation, state, leaves = env.step(states[name], jnp.asarray(self._local)[k, expanded])
+      observation, state, leaves = env.step(states[name], jnp.maximum(local, 0))
       at = place - length
       seen = observation.tokens[jnp.clip(at, 0, observation.tokens.shape[0] - 1)]
       written = jnp.where((at >= 0) & (at < observation.length), seen, tokens)

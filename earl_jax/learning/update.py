@@ -18,7 +18,13 @@ from earl_jax.learning.batches import at_width, Batch, Split
 
 
 class TrainState(NamedTuple):
-  """What an update changes. `step` int32[] counts optimizer steps."""
+  """What an update changes.
+
+  Attributes:
+    step: int32[], counts optimizer steps.
+    params: those that are trained; see `policy.split`.
+    opt_state: the optimizer's.
+  """
 
   step: jax.Array
   params: policy.Params
@@ -49,8 +55,9 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
 
 
 def abstract_state(params: policy.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """Shapes and shardings of the state; `params` may be shapes too."""
-  shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
+  """Shapes and shardings of the state of a policy; its `params` may be shapes too."""
+  trained, _ = policy.split(params)
+  shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
   return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes,
       tree_shardings(mesh, shapes),
@@ -70,7 +77,7 @@ def loss_and_metrics(
   trajectory = batch.trajectory
   scores = score(params, trajectory, scoring)
   decisions = trajectory.decisions
-  log_ratio = jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0)
+  log_ratio = losses.bounded(jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0))
   surrogate = losses.clipped_surrogate(
       log_ratio, batch.advantages[:, None], config.clip_low, config.clip_high, config.dual_clip
   )
@@ -95,25 +102,35 @@ def loss_and_metrics(
   return loss, {'loss': loss} | metrics
 
 
-@functools.partial(jax.jit, static_argnames=('optimizer', 'scoring', 'config', 'mesh'), donate_argnames='state')
+@functools.partial(jax.jit, static_argnames=('optimizer', 'scoring', 'config'), donate_argnames='state')
 def update_step(
     state: TrainState,
     batch: Batch,
     split: Split,
+    frozen: policy.Params | None = None,
     *,
     optimizer: optax.GradientTransformation,
     scoring: Scoring,
     config: AlgorithmConfig,
-    mesh: Mesh,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One pass over a rollout batch in `mini_batches` optimizer steps, each gathered from micro-batches.
 
-  State and batch lie on `mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new state does again.
+  State and batch lie on the mesh of `jax.set_mesh` as `sharding.tree_shardings` and `sharding.by_row` say, and the new
+  state does again.
+
+  Args:
+    frozen: parameters that are not trained, if any; see `policy.split`.
 
   Returns:
-    the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps.
+    the new state (its buffers are those of the old one) and metrics averaged over the optimizer steps. A step whose
+    loss or gradient is not finite is not applied: the state stays what it was. 'broken_updates' counts these, and one
+    more if the new parameters are not finite.
   """
-  loss = functools.partial(loss_and_metrics, scoring=scoring, config=config)
+  frozen = frozen or {}
+
+  def loss(params: policy.Params, batch: Batch, total: jax.Array):
+    return loss_and_metrics(frozen | params, batch, total, scoring=scoring, config=config)
+
   grad = jax.grad(loss, has_aux=True)
 
   def mini_batch(state: TrainState, split: Split):
@@ -130,10 +147,14 @@ def update_step(
     grads, metrics = jax.lax.fori_loop(0, split.counts, micro_batch, zeros)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    sound = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['gradient_norm'])
+    return jax.tree.map(functools.partial(jnp.where, sound), new, state), (metrics, ~sound)
 
+  mesh = jax.sharding.get_abstract_mesh()
   shardings = tree_shardings(mesh, state)
   batch = jax.lax.with_sharding_constraint(batch, by_row(mesh))
-  state, metrics = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), split)
+  state, (metrics, broken) = jax.lax.scan(mini_batch, jax.lax.with_sharding_constraint(state, shardings), split)
   state = jax.lax.with_sharding_constraint(state, shardings)
-  return state, jax.tree.map(jnp.mean, metrics)
+  finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.params)])
+  return state, jax.tree.map(jnp.mean, metrics) | {'broken_updates': jnp.sum(broken) + ~jnp.all(finite)}

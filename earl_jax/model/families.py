@@ -3,12 +3,14 @@
 import functools
 import json
 import pathlib
+import reprlib
 from typing import Any, NamedTuple
 
 from earl_jax.config import UserError
+from earl_jax.model import gguf
 from earl_jax.model.transformer import ModelConfig, RopeScaling
 
-__all__ = ['config_fields', 'FAMILIES', 'read_config']
+__all__ = ['config_fields', 'FAMILIES', 'read_config', 'read_json', 'shown', 'told']
 
 
 class Family(NamedTuple):
@@ -38,29 +40,27 @@ SIZES = (
     'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim',  # last: they may follow from the others
 )
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
+
+LARGEST = 2**24  # of a size: far beyond any model, and products of a few still count bytes
 
 
 def read_config(folder: str | pathlib.Path) -> ModelConfig:
-  """Shape of the checkpoint in `folder`.
+  """Shape of the checkpoint in `folder`, or of a GGUF file.
 
   Raises:
     UserError: config.json missing or unreadable, a size missing or impossible, or a model that the decoder cannot be.
   """
-  path = pathlib.Path(folder) / 'config.json'
-  where = f'model {str(folder)!r}: config.json'
-  try:
-    fields = json.loads(path.read_text(encoding='utf-8'))
-  except OSError:
-    raise UserError(f'{where} is missing; give the folder of a Hugging Face checkpoint') from None
-  except ValueError as error:
-    raise UserError(f'{where} is no valid JSON ({error}); copy it again') from None
-  if not isinstance(fields, dict):
-    raise UserError(f'{where} holds a {type(fields).__name__}, expected an object; copy it again')
+  if gguf.is_gguf(folder):
+    where, fields = f'model {str(folder)!r}: its configuration', gguf.config_fields(folder)
+  else:
+    where, fields = f'model {str(folder)!r}: config.json', read_json(folder, 'config.json')
 
   def require(name, value, supported):
     if value not in supported:
       raise UserError(
-          f'{where} has {name}={value!r}, supported is {" or ".join(map(repr, supported))}; '
+          f'{where} has {name}={shown(value)}, supported is {" or ".join(map(repr, supported))}; '
           'use a checkpoint of that kind'
       )
 
@@ -71,18 +71,22 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
   require('mlp_bias', fields.get('mlp_bias', False), [False])
   require('quantization_config', fields.get('quantization_config'), [None])
   sizes = _sizes(fields, family, where)
-  for kind in fields.get('layer_types') or []:
+  kinds, windows = fields.get('layer_types') or [], fields.get('max_window_layers', 28)
+  for kind in kinds if isinstance(kinds, list) else [kinds]:
     require('layer_types', kind, ['full_attention'])
-  if not fields.get('layer_types') and fields.get('max_window_layers', 28) < sizes['num_hidden_layers']:
+  if not kinds and not (type(windows) is int and windows >= sizes['num_hidden_layers']):
     require('use_sliding_window', fields.get('use_sliding_window', False), [False])
+  for name in ('tie_word_embeddings', 'attention_bias'):
+    require(name, fields.get(name, False), [False, True])
 
   rope = fields.get('rope_scaling') or fields.get('rope_parameters') or {}
   if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-    raise UserError(f'{where} has rope_parameters={rope!r}, supported is one set for all layers')
+    raise UserError(f'{where} has rope_parameters={shown(rope)}, supported is one set for all layers')
   rope_type = rope.get('rope_type', rope.get('type', 'default'))
   require('rope_type', rope_type, ['default', 'llama3'])
   require('partial_rotary_factor', rope.get('partial_rotary_factor', fields.get('partial_rotary_factor', 1.0)), [1.0])
   number = functools.partial(_number, where)
+  thetas = [theta for theta in (rope.get('rope_theta'), fields.get('rope_theta'), 10_000.0) if theta is not None]
   positions = number('max_position_embeddings', (family.defaults | fields)['max_position_embeddings'])
   scaling = None
   if rope_type == 'llama3':
@@ -95,7 +99,7 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
       )
   return ModelConfig(
       **sizes,
-      rope_theta=float(number('rope_theta', rope.get('rope_theta') or fields.get('rope_theta') or 10_000.0)),
+      rope_theta=float(number('rope_theta', thetas[0])),
       rope_scaling=scaling,
       rms_norm_eps=float(number('rms_norm_eps', fields.get('rms_norm_eps', 1e-6))),
       tie_word_embeddings=bool(fields.get('tie_word_embeddings', False)),
@@ -123,6 +127,30 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
   return fields
 
 
+def read_json(folder: str | pathlib.Path, name: str, kind: str = 'model') -> dict[str, Any]:
+  """The object in a JSON file of the checkpoint, or of another `kind` of folder; raises UserError if there is none."""
+  where = f'{kind} {str(folder)!r}: {name}'
+  try:
+    value = json.loads((pathlib.Path(folder) / name).read_text(encoding='utf-8'))
+  except OSError:
+    raise UserError(f'{where} is missing; give the folder of a Hugging Face checkpoint') from None
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{where} is no valid JSON ({told(error)}); copy it again') from None
+  if not isinstance(value, dict):
+    raise UserError(f'{where} holds a {type(value).__name__}, expected an object; copy it again')
+  return value
+
+
+def shown(value: Any) -> str:
+  """A value from a file as messages show it: in one line, and shortened where it is long."""
+  return _SHORT.repr(value)
+
+
+def told(error: Exception) -> str:
+  """What an exception of another library says, in one line that is not too long."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def _sizes(fields: dict[str, Any], family: Family, where: str) -> dict[str, int]:
   sizes = {}
   for name in SIZES:
@@ -131,9 +159,11 @@ def _sizes(fields: dict[str, Any], family: Family, where: str) -> dict[str, int]
       size = sizes['num_attention_heads']
     if size is None and name == 'head_dim':
       size = sizes['hidden_size'] // sizes['num_attention_heads']
-    if type(size) is not int or size < 1:
-      raise UserError(f'{where} has {name}={size!r}, expected a whole number from 1 on; copy it again')
+    if type(size) is not int or not 1 <= size <= LARGEST:
+      raise UserError(f'{where} has {name}={shown(size)}, expected a whole number from 1 to {LARGEST}; copy it again')
     sizes[name] = size
+  if sizes['head_dim'] % 2:
+    raise UserError(f'{where} has head_dim={sizes["head_dim"]}, expected an even number; copy it again')
   if sizes['num_attention_heads'] % sizes['num_key_value_heads']:
     raise UserError(
         f'{where} has num_key_value_heads={sizes["num_key_value_heads"]}, expected a divisor of '
@@ -143,6 +173,6 @@ def _sizes(fields: dict[str, Any], family: Family, where: str) -> dict[str, int]
 
 
 def _number(where: str, name: str, value: Any) -> float:
-  if type(value) not in (int, float) or not value > 0:
-    raise UserError(f'{where} has {name}={value!r}, expected a number above 0; copy it again')
+  if type(value) not in (int, float) or not 1e-37 < value < 1e37:
+    raise UserError(f'{where} has {name}={shown(value)}, expected a number above 0 that float32 holds; copy it again')
   return value

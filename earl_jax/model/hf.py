@@ -7,27 +7,30 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
 
 from flax import traverse_util
-import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from earl_jax.config import UserError
-from earl_jax.model import transformer
-from earl_jax.model.families import config_fields, read_config
+from earl_jax.model import gguf, transformer
+from earl_jax.model.families import config_fields, read_config, read_json, shown, told
 from earl_jax.model.transformer import ModelConfig
 
-__all__ = ['load_params', 'locate', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
+__all__ = ['load_params', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'  # of a checkpoint in several files
+FILE = r'[\w.-]{1,255}'  # what these may be called: they are beside it
 READ_BYTES = 2**20  # at a time
+FLOATS = ('F32', 'F16', 'BF16')
 
 # Path in our tree -> (name there, axes there, axes here). Axis letters as in transformer.py. `NH D` means that N and H
 # are one axis there: torch keeps the weight of a Linear as [out, in], heads flattened.
@@ -53,43 +56,13 @@ LAYER = {
     ('up', 'kernel'): ('mlp.up_proj.weight', 'F D', 'DF'),
     ('down', 'kernel'): ('mlp.down_proj.weight', 'D F', 'FD'),
 }
-UNUSED = ('lm_head.weight', '.rotary_emb.inv_freq')  # endings of what may be there besides: tied heads, old tables
+# What may be there besides: the head where it is tied; old tables, by their ending.
+HEAD, ROTATION = 'lm_head.weight', '.rotary_emb.inv_freq'
 
 
-def locate(model: str | pathlib.Path) -> pathlib.Path:
-  """The folder of a checkpoint: `model` itself, or where the hub's model of that id is kept after a download.
-
-  Only configuration, tokenizer and safetensors are fetched; nothing that would be executed.
-
-  Raises:
-    UserError: neither a folder nor the id of a model on the hub, or the hub cannot be reached.
-  """
-  if pathlib.Path(model).is_dir():
-    return pathlib.Path(model)
-  where = f'model {str(model)!r}: no such folder'
-  try:
-    huggingface_hub.utils.validate_repo_id(str(model))
-    known = str(model).count('/') == 1
-  except ValueError:
-    known = False
-  if not known:
-    raise UserError(f'{where}, nor the id of a model on the Hugging Face hub (owner/name); give one of the two')
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(
-        str(model), allow_patterns=['*.json', '*.safetensors', '*.jinja'], ignore_patterns=['*/*'],
-    ))
-  except huggingface_hub.errors.RepositoryNotFoundError:  # or none that this user may see
-    raise UserError(
-        f'{where}, and the Hugging Face hub shows you no such model; check the id, or log in with `hf auth login`'
-    ) from None
-  except Exception as error:  # of the hub's library and of the ones below it
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise UserError(
-        f'{where}, and it cannot be fetched from the Hugging Face hub ({reason}); give a folder, or mend the connection'
-    ) from None
-
-
-def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict | None = None) -> dict:
+def load_params(
+    folder: str | pathlib.Path, config: ModelConfig, shardings: dict | None = None, dtype: str = 'float32'
+) -> dict:
   """Reads the weights, one file or several, into the tree of `transformer.init_params`.
 
   Everything is checked before anything is read. Of a tensor, only what belongs to a shard is read, a piece at a time:
@@ -97,9 +70,10 @@ def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict
 
   Args:
     shardings: a tree like that of the parameters, see `sharding.tree_shardings`.
+    dtype: of kernels and embeddings; norms and biases are float32.
 
   Returns:
-    float32 arrays: on the devices of their shardings, or NumPy arrays where there are none.
+    arrays: on the devices of their shardings, or NumPy arrays where there are none.
 
   Raises:
     UserError: a file or tensor is missing or corrupt, has another shape than config.json says or no place in the model.
@@ -113,12 +87,13 @@ def load_params(folder: str | pathlib.Path, config: ModelConfig, shardings: dict
   def leaf(path: tuple[str, ...], shape: tuple[int, ...]):
     def read(index: tuple[slice, ...]) -> np.ndarray:
       index = [slice(*s.indices(size)) for s, size in zip(index, shape)]
-      out = np.empty([s.stop - s.start for s in index], np.float32)
+      kind = np.float32 if path[-1] in ('scale', 'bias') else jnp.dtype(dtype)
+      out = np.empty([s.stop - s.start for s in index], kind)
       stacked = path[0] == 'layers'
       for at, layer in enumerate(range(shape[0])[index[0]] if stacked else [None]):
         name, there, here = _source(path, layer)
         part, cut = (out[at], index[1:]) if stacked else (out, index)
-        _read(folder / files[name], name, sizes=_axis_sizes(config), there=there, here=here, index=cut, out=part)
+        _read(files[name], name, sizes=_axis_sizes(config), there=there, here=here, index=cut, out=part)
       return out
 
     return read([slice(None)] * len(shape)) if places is None else _place(shape, places[path], read)
@@ -162,13 +137,15 @@ def _read(
 
 
 def save_checkpoint(
-    folder: str | pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int, max_bytes: int = 5 * 10**9
+    folder: str | pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int | list[int],
+    max_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes config.json and the weights (float32), as `transformers` reads them; other files in `folder` stay.
 
   Until all is written, `folder` stays what it was.
 
   Args:
+    eos_token_id: what ends an episode, one token or several.
     params: NumPy or jax arrays, of which this process can see all shards. They are fetched one file at a time.
     max_bytes: of a file; more weights are written as several.
   """
@@ -180,7 +157,8 @@ def save_checkpoint(
 
 
 def write_checkpoint(
-    folder: pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int, max_bytes: int = 5 * 10**9
+    folder: pathlib.Path, config: ModelConfig, params: dict, eos_token_id: int | list[int],
+    max_bytes: int = 5 * 10**9,
 ) -> None:
   """`save_checkpoint` into a new folder."""
   flat, sizes = traverse_util.flatten_dict(params), _axis_sizes(config)
@@ -261,7 +239,7 @@ def _axis_sizes(config: ModelConfig) -> dict[str, int]:
   )
 
 
-def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, shapes: dict) -> None:
+def _check(folder: pathlib.Path, files: dict[str, pathlib.Path], config: ModelConfig, shapes: dict) -> None:
   """Raises UserError unless the files hold the tensors of the model in their shapes, and no others."""
   where, sizes, opened = f'model {str(folder)!r}', _axis_sizes(config), functools.cache(_open)
   unknown = set(files)
@@ -272,44 +250,74 @@ def _check(folder: pathlib.Path, files: dict[str, str], config: ModelConfig, sha
         hint = 'if it shares the embedding, set tie_word_embeddings' if name == 'lm_head.weight' else 'copy it again'
         raise UserError(f'{where}: config.json asks for tensor {name!r}, which the weights lack; {hint}')
       try:
-        tensor = opened(folder / files[name]).get_slice(name)
+        tensor = opened(files[name]).get_slice(name)
       except SafetensorError as error:
-        raise UserError(f'{where}: tensor {name!r}: {error}; copy weights and index again') from None
+        raise UserError(f'{where}: tensor {name!r}: {told(error)}; copy weights and index again') from None
       shape, expected = tuple(tensor.get_shape()), tuple(math.prod(sizes[a] for a in g) for g in there.split())
       if shape != expected:
         raise UserError(
             f'{where}: tensor {name!r} has shape {shape}, config.json asks for {expected}; '
             'copy weights and config.json again'
         )
-      if tensor.get_dtype() not in ('F32', 'F16', 'BF16'):
+      if tensor.get_dtype() not in FLOATS:
         raise UserError(
             f'{where}: tensor {name!r} holds {tensor.get_dtype()}, supported is F32, F16 or BF16; use a checkpoint '
             'that is not quantised'
         )
       unknown.discard(name)
-  unknown = sorted(name for name in unknown if not name.endswith(UNUSED))
-  if unknown:
-    raise UserError(
-        f'{where}: tensor {unknown[0]!r} has no place in the model of config.json; copy weights and config.json again'
-    )
+  for name in sorted(unknown):
+    if name != HEAD and not name.endswith(ROTATION):
+      raise UserError(
+          f'{where}: tensor {shown(name)} has no place in the model of config.json; copy weights and config.json again'
+      )
+    remedy = 'set tie_word_embeddings to false' if name == HEAD else 'copy weights and config.json again'
+    if not _is_used(files, name, config):
+      raise UserError(f'{where}: tensor {shown(name)} is not what config.json puts in its place; {remedy}')
 
 
-def _files(folder: pathlib.Path) -> dict[str, str]:
-  """The name of the file that holds each tensor."""
-  if (folder / WEIGHTS).is_file():
-    return dict.fromkeys(_open(folder / WEIGHTS).keys(), WEIGHTS)
-  try:
-    return {name: str(file) for name, file in json.loads((folder / INDEX).read_text('utf-8'))['weight_map'].items()}
-  except OSError:
-    raise UserError(f'model {str(folder)!r}: {WEIGHTS} is missing; give the folder of a whole checkpoint') from None
-  except (ValueError, KeyError, TypeError, AttributeError):
-    raise UserError(f'model {str(folder)!r}: {INDEX} cannot be read; copy it again') from None
+def _is_used(files: dict[str, pathlib.Path], name: str, config: ModelConfig) -> bool:
+  """Whether a tensor that is not read equals what the model has in its place: the embedding, or its rotations."""
+  tensor = _open(files[name]).get_slice(name)
+  shape = (config.vocab_size, config.hidden_size) if name == HEAD else (config.head_dim // 2,)
+  if tuple(tensor.get_shape()) != shape or tensor.get_dtype() not in FLOATS:
+    return False
+  if name != HEAD:  # tables were written in half precision too
+    return np.allclose(tensor[:].astype(np.float32), transformer.rotation_speeds(config), rtol=1e-2, atol=1e-6)
+  other = TOP['embedding',][0]
+  step = max(1, READ_BYTES // (4 * config.hidden_size))
+  for first in range(0, config.vocab_size, step):
+    rows = slice(first, min(first + step, config.vocab_size))
+    one, two = (_open(files[x]).get_slice(x)[rows].astype(np.float32) for x in (name, other))
+    if not np.array_equal(one, two):
+      return False
+  return True
 
 
-def _open(path: pathlib.Path) -> safe_open:
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The file that holds each tensor."""
+  whole = folder if gguf.is_gguf(folder) else folder / WEIGHTS
+  if whole.is_file():
+    return dict.fromkeys(_open(whole).keys(), whole)
+  where = f'model {str(folder)!r}'
+  if not (folder / INDEX).is_file():
+    raise UserError(f'{where}: {WEIGHTS} is missing; give the folder of a whole checkpoint')
+  index = read_json(folder, INDEX).get('weight_map')
+  if not isinstance(index, dict) or not all(re.fullmatch(FILE, str(file)) for file in index.values()):
+    raise UserError(f'{where}: {INDEX} cannot be read, expected names of files beside it by tensor; copy it again')
+  index = {name: folder / str(file) for name, file in index.items()}
+  for file in sorted(set(index.values())):
+    for name in _open(file).keys():
+      if index.get(name) != file:
+        raise UserError(f'{where}: tensor {shown(name)} of {file.name} is not in {INDEX}; copy weights and index again')
+  return index
+
+
+def _open(path: pathlib.Path) -> safe_open | gguf.File:
+  if gguf.is_gguf(path):
+    return gguf.open_file(path)
   try:
     return safe_open(path, framework='numpy')
   except FileNotFoundError:
     raise UserError(f'model {str(path.parent)!r}: {path.name} is missing; copy the whole checkpoint') from None
   except (SafetensorError, OSError) as error:
-    raise UserError(f'model {str(path.parent)!r}: {path.name} is damaged ({error}); copy it again') from None
+    raise UserError(f'model {str(path.parent)!r}: {path.name} is damaged ({told(error)}); copy it again') from None

@@ -10,14 +10,14 @@ V vocabulary rows.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from earl_jax.devices.sharding import constrain
-from earl_jax.model import attention
+from earl_jax.model import attention, lora
 
 
 class RopeScaling(NamedTuple):
@@ -41,7 +41,7 @@ class ModelConfig:
   """Shape of the decoder, in the names of Hugging Face's config.json.
 
   Attributes:
-    vocab_size: rows of the embedding, padding rows included; may exceed `len(tokenizer)`.
+    vocab_size: rows of the embedding, padding rows included; may exceed the tokenizer's ids.
     attention_bias: which of the projections q, k, v and o have a bias, such as 'qkv' (Qwen2) or '' (Qwen3, Llama).
     qk_norm: queries and keys are normalised head by head (Qwen3).
     max_position_embeddings: what the checkpoint says it was made for; nothing here depends on it.
@@ -49,6 +49,7 @@ class ModelConfig:
     remat: what the backward pass finds stored: 'none' = everything; 'dots' = outputs of matrix products with
       parameters; 'full' = inputs of a layer, and its queries, keys and values. The rest it computes again.
     attention: 'xla' or 'cudnn', what computes it: see `attention.kernel`.
+    adapter_scale: what adapters add is multiplied by it; see `lora`.
   """
 
   vocab_size: int
@@ -68,6 +69,7 @@ class ModelConfig:
   dtype: str = 'float32'
   remat: str = 'none'
   attention: str = 'xla'
+  adapter_scale: float = 0.0
 
 
 REMAT = {
@@ -144,23 +146,27 @@ class Block(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x, prompt, rotation, seen):
+  def __call__(self, x, prompt, adapters, rotation, seen):
     # What is computed again leaves the prompt out: it would be kept once more, as an input.
     remat = REMAT[self.config.remat]
-    q, k, v = remat(_project)(self, x, rotation)
-    return remat(_attend)(self, x, (q, k, v), prompt, seen), KeysValues(k, v)
+    q, k, v = remat(_project)(self, x, adapters, rotation)
+    return remat(_attend)(self, x, (q, k, v), adapters, (prompt, seen)), KeysValues(k, v)
 
-  def dense(self, features, name, axis=-1, use_bias=False):
-    init = nn.initializers.normal(0.02)
-    return nn.DenseGeneral(features, axis, use_bias=use_bias, dtype=self.config.dtype, kernel_init=init, name=name)
+  def dense(self, x, features, name, adapters, *, inputs=1, use_bias=False):
+    """The last `inputs` axes of x through the kernel of that name, and through the adapter beside it, if any."""
+    init, axes = nn.initializers.normal(0.02), tuple(range(-inputs, 0))
+    kernel = nn.DenseGeneral(features, axes, use_bias=use_bias, dtype=self.config.dtype, kernel_init=init, name=name)
+    if name not in adapters:
+      return kernel(x)
+    return kernel(x) + self.config.adapter_scale * lora.through(adapters[name], x)
 
 
-def _project(block: Block, x, rotation: Rotation):
+def _project(block: Block, x, adapters, rotation: Rotation):
   """Queries, keys and values of x [B, S, D]: dtype[B, S, N or K, H]."""
   c = block.config
   y = RMSNorm(c.rms_norm_eps, name='attention_norm')(x)
   q, k, v = (
-      block.dense((heads, c.head_dim), name, use_bias=name in c.attention_bias)(y)
+      block.dense(y, (heads, c.head_dim), name, adapters, use_bias=name in c.attention_bias)
       for name, heads in (('q', c.num_attention_heads), ('k', c.num_key_value_heads), ('v', c.num_key_value_heads))
   )
   if c.qk_norm:
@@ -170,9 +176,9 @@ def _project(block: Block, x, rotation: Rotation):
   return tuple(constrain(y, 'rows', None, axis) for y, axis in zip(qkv, heads))
 
 
-def _attend(block: Block, x, qkv, prompt: KeysValues | None, seen):
+def _attend(block: Block, x, qkv, adapters, context: tuple[KeysValues | None, Any]):
   """x [B, S, D] after attention of q [B, S, N, H] to prompt and k, v [B, S, K, H], and after the feed-forward part."""
-  c, (q, k, v) = block.config, qkv
+  c, (q, k, v), (prompt, seen) = block.config, qkv, context
   if c.attention == 'cudnn':
     if prompt is not None:
       k, v = (jnp.concatenate([jnp.repeat(a, len(x) // len(a), axis=0), b], axis=1) for a, b in zip(prompt, (k, v)))
@@ -180,12 +186,12 @@ def _attend(block: Block, x, qkv, prompt: KeysValues | None, seen):
   else:
     own = attention.part(k, v, seen[-1])
     y = attention.attend(q, [own] if prompt is None else [attention.part(*prompt, seen[0]), own])
-  x = x + block.dense(c.hidden_size, 'o', axis=(-2, -1), use_bias='o' in c.attention_bias)(y)
+  x = x + block.dense(y, c.hidden_size, 'o', adapters, inputs=2, use_bias='o' in c.attention_bias)
 
   y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
-  gate, up = block.dense(c.intermediate_size, 'gate')(y), block.dense(c.intermediate_size, 'up')(y)
+  gate, up = (block.dense(y, c.intermediate_size, name, adapters) for name in ('gate', 'up'))
   y = constrain(_gated(gate, up), 'rows', None, 'mlp')
-  return constrain(x + block.dense(c.hidden_size, 'down')(y), 'rows')
+  return constrain(x + block.dense(y, c.hidden_size, 'down', adapters), 'rows')
 
 
 class Transformer(nn.Module):
@@ -194,7 +200,7 @@ class Transformer(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, tokens, start, prompt=None):
+  def __call__(self, tokens, start, prompt, adapters):
     """Reads `tokens`, all at once.
 
     Args:
@@ -202,6 +208,7 @@ class Transformer(nn.Module):
       start: int32[B], the first slot of each row that holds a token (rows are left-padded).
       prompt: KeysValues [L, A, P, K, H] of what stands before slot P, for every B // A rows side by side; `tokens` are
         then those from slot P on. None: there is nothing before them.
+      adapters: beside the kernels; {} = none.
 
     Returns:
       (hidden dtype[B, S, D] after the final norm, KeysValues of `tokens`).
@@ -225,9 +232,9 @@ class Transformer(nn.Module):
     unroll = min(4, c.num_hidden_layers) if c.remat == 'none' else 1
     blocks = nn.scan(
         Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.num_hidden_layers,
-        unroll=unroll, in_axes=(0, nn.broadcast, nn.broadcast),
+        unroll=unroll, in_axes=(0, 0, nn.broadcast, nn.broadcast),
     )(c, name='layers')
-    x, keys_values = blocks(x, prompt, turned, seen)
+    x, keys_values = blocks(x, prompt, adapters, turned, seen)
     if not c.tie_word_embeddings:
       self.param('lm_head', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
     return RMSNorm(c.rms_norm_eps, name='final_norm')(x), keys_values
@@ -236,14 +243,15 @@ class Transformer(nn.Module):
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
   """Random parameters: a nested dict of float32 arrays, those of the layers stacked along a leading [L]."""
   tokens = jnp.zeros((1, 1), jnp.int32)
-  return Transformer(config).init(key, tokens, jnp.zeros(1, jnp.int32))['params']
+  return Transformer(config).init(key, tokens, jnp.zeros(1, jnp.int32), None, {})['params']
 
 
 def apply(
-    config: ModelConfig, params: dict, tokens: jax.Array, start: jax.Array, prompt: KeysValues | None = None
+    config: ModelConfig, params: dict, tokens: jax.Array, start: jax.Array, prompt: KeysValues | None = None, *,
+    adapters: lora.Adapters | None = None,
 ) -> tuple[jax.Array, KeysValues]:
   """`Transformer.__call__` on a plain parameter tree."""
-  return Transformer(config).apply({'params': params}, tokens, start, prompt)
+  return Transformer(config).apply({'params': params}, tokens, start, prompt, adapters or {})
 
 
 def output_embedding(params: dict) -> jax.Array:

@@ -4,6 +4,8 @@
     workdir/imitated/<step>/       parameters at the end of an imitation, the reference policy from there on
 """
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from earl_jax.config import UserError
-from earl_jax.run.workdir import require_writable
+from earl_jax.run.workdir import require_plain, require_writable
 
 __all__ = ['Checkpointer', 'keep_reference', 'restore_reference']
 
@@ -32,7 +34,8 @@ class Checkpointer:
   """
 
   def __init__(
-      self, workdir: str | os.PathLike, name: str = 'checkpoints', keep: int = 3, read_only: bool = False
+      self, workdir: str | os.PathLike, name: str = 'checkpoints', keep: int = 3, read_only: bool = False, *,
+      frozen: PyTree = None,
   ):
     """Opens `workdir/name`.
 
@@ -40,6 +43,7 @@ class Checkpointer:
       workdir: the run's folder.
       keep: how many of the newest checkpoints stay, at least 1.
       read_only: leaves the folder as it is, also while a run is writing to it (evaluation).
+      frozen: arrays that the state goes with and that are not saved: it is only read back beside the same ones.
 
     Raises:
       UserError: the folder cannot be written to, or `keep` is below 1.
@@ -47,6 +51,8 @@ class Checkpointer:
     if keep < 1:
       raise UserError(f'keep={keep}: a run needs at least one checkpoint; choose keep >= 1')
     self._directory = pathlib.Path(workdir).absolute() / name
+    self._frozen = int(_sum_bits(frozen)) if jax.tree.leaves(frozen) else None
+    require_plain(self._directory)
     if read_only:
       options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
@@ -62,14 +68,19 @@ class Checkpointer:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, kind, *_):
+    try:
+      self.close()
+    except UserError:
+      if kind is None:  # what goes wrong first is what is told
+        raise
 
   def save(self, step: int, state: PyTree, meta: Meta) -> None:
     """Saves in the background; the arrays may be donated as soon as this returns.
 
     Does nothing if `step` is what was last saved or restored. Checkpoints that `restore` skipped as unreadable are
-    removed here: training goes on without them.
+    removed here: training goes on without them. The first checkpoint of a folder is waited for and read back, so that
+    a place that does not give back what it is given is found out before there is anything to lose.
 
     Args:
       step: number of updates done, larger than that of any checkpoint saved before.
@@ -77,22 +88,28 @@ class Checkpointer:
       meta: JSON dict (data position, CPO averages, stage, …).
 
     Raises:
-      UserError: the folder holds a checkpoint of this step or a later one that this run did not restore.
+      UserError: the folder holds a checkpoint of this step or a later one that this run did not restore; it cannot be
+        written to, and maybe could not be when the checkpoint before was saved; or it does not give back the first.
     """
     if step == self._current:
       return
-    while self._unreadable:
-      self._manager.delete(self._unreadable.pop())
+    with self._writing():
+      while self._unreadable:
+        self._manager.delete(self._unreadable.pop())
     latest = self._manager.latest_step()
     if latest is not None and latest >= step:
       raise UserError(
           f'{self._directory}: cannot save step {step}, step {latest} exists; resume it or use another --workdir'
       )
-    payload = {'meta': meta, 'checksum': _checksum(state, meta)}
-    self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(payload))
-    )
+    payload = {'meta': meta, 'checksum': _checksum(state, meta), 'frozen': self._frozen}
+    with self._writing():
+      self._manager.save(
+          step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(payload))
+      )
     self._current = step
+    if latest is None:
+      self.wait()
+      self._read_back(step, state)
 
   def restore(self, abstract_state: PyTree) -> tuple[int, PyTree, Meta] | None:
     """Reads the newest whole checkpoint; None if there is no checkpoint at all.
@@ -108,7 +125,7 @@ class Checkpointer:
       (step, state, meta) as given to `save`; arrays are bit-exact.
 
     Raises:
-      UserError: there are checkpoints, but none is readable.
+      UserError: there are checkpoints, but none is readable, or they belong to other frozen parameters.
     """
     self.wait()
     self._manager.reload()
@@ -116,8 +133,10 @@ class Checkpointer:
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         state, meta = self._read(step, abstract_state)
+      except UserError:
+        raise
       except Exception as error:  # damaged files raise a dozen types: ValueError, OSError, JSONDecodeError, …
-        failures[step] = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        failures[step] = _first_line(error)
         if jax.process_count() > 1:
           raise UserError(
               f'{self._directory}: step {step} is unreadable ({failures[step]}); '
@@ -137,12 +156,34 @@ class Checkpointer:
     return None
 
   def wait(self) -> None:
-    """Returns when the last `save` is on disk; raises what went wrong in it."""
-    self._manager.wait_until_finished()
+    """Returns when the last `save` is on disk; raises UserError if it could not be written."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then ends the background threads."""
-    self._manager.close()
+    """Waits, then ends the background threads; raises as `wait` does."""
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """What Orbax raises when it cannot write, as one line. There are many types: a full disk alone has four."""
+    try:
+      yield
+    except Exception as error:
+      raise UserError(
+          f'{self._directory}: a checkpoint could not be written ({_first_line(error)}); the one before is whole, and '
+          'the same command goes on from it once there is room'
+      ) from error
+
+  def _read_back(self, step: int, state: PyTree) -> None:
+    try:
+      self._read(step, _abstract(state))
+    except Exception as error:
+      raise UserError(
+          f'{self._directory}: step {step} was written there and cannot be read back ({_first_line(error)}); choose '
+          'another --workdir'
+      ) from error
 
   def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, Meta]:
     restored = self._manager.restore(
@@ -152,7 +193,20 @@ class Checkpointer:
     meta = restored.meta['meta']
     if _checksum(restored.state, meta) != restored.meta['checksum']:
       raise ValueError('checksum differs: damaged data, or other dtypes than were saved')
+    if restored.meta.get('frozen') != self._frozen:
+      raise UserError(
+          f'{self._directory / str(step)}: its adapters were trained beside another base model; give config.model as '
+          'it was'
+      )
     return restored.state, meta
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
+def _abstract(state: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def _checksum(state: PyTree, meta: Meta) -> list[int]:
@@ -175,7 +229,7 @@ def _sum_bits(state: PyTree) -> jax.Array:
 def keep_reference(workdir: str | os.PathLike, step: int, params: PyTree) -> None:
   """Saves what an imitation of `step` steps led to: from there on it is the reference policy."""
   with Checkpointer(workdir, 'imitated', keep=1) as checkpointer:
-    checkpointer.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
+    checkpointer.restore(_abstract(params))
     checkpointer.save(step, params, {})  # does nothing if a run that was killed then had come as far
 
 

@@ -1,11 +1,14 @@
 """What the entry points share: flags, errors that a user can mend, and the set-up of JAX."""
 
 from collections.abc import Callable, Iterator, Sequence
+import errno
 import math
 import os
 import pathlib
+import signal
 import sys
 import traceback
+from typing import Any
 
 from absl import flags, logging
 import jax
@@ -17,6 +20,12 @@ from earl_jax import finder
 from earl_jax.config import Config, fields, UserError
 
 __all__ = ['define_config', 'prepare_jax', 'read_config', 'start']
+
+# What a disk, a folder or the user's rights may say, whatever is written there.
+STORAGE = {
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS, errno.ESTALE,
+}
 
 
 MOST_DEVICES = 256  # that a CPU pretends to have
@@ -32,27 +41,55 @@ def start(
   Args:
     main: takes the parsed flags; no status is status 0.
     define_flags: adds the program's flags to the FlagValues it gets; the list is `argv`.
-    argv: program name and arguments; those of the process by default.
+    argv: program name and arguments; those of the process by default. It then ends here after an error: threads that
+      still wait for a disk or for other processes would hold it up for minutes.
   """
-  logging.set_verbosity(logging.WARNING)
-  argv = [_at_home(argument) for argument in (sys.argv if argv is None else argv)]
-  values = flags.FlagValues()
   try:
-    for argument in argv[1:]:  # first of all: a config file that is a flag's default is changed by them at once
-      _check_field(argument)
-    define_flags(values, argv)
-    flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
-    if {'--help', '-help', '-h'} & set(argv[1:]):
-      print(f'{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}')
-      if 'config' in values:
-        print('\nFields of the config, as they are by default, and what they may be:')
-        print('\n'.join(fields.describe(Config(), '  --config')))
-      return 0
-    _parse(values, argv)
-    return main(values) or 0
+    return _run(main, define_flags, list(sys.argv if argv is None else argv))
   except UserError as error:
-    print('error:', *str(error).splitlines(), file=sys.stderr)  # one line, whatever a value has in it
-    return 2
+    told, status = ' '.join(f'error: {error}'.splitlines()), 2  # one line, whatever a value has in it
+  except OSError as error:
+    if error.errno not in STORAGE:
+      raise
+    told, status = f'error: {error.filename or "writing"}: {error.strerror}; mend that, then start again', 2
+  except KeyboardInterrupt:
+    told, status = 'interrupted', 128 + signal.SIGINT
+  print(told, file=sys.stderr, flush=True)
+  if argv is None:
+    sys.stdout.flush()
+    os._exit(status)
+  return status
+
+
+def _run(
+    main: Callable[[flags.FlagValues], int | None],
+    define_flags: Callable[[flags.FlagValues, list[str]], None],
+    argv: list[str],
+) -> int:
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_handler().addFilter(_is_not_told_otherwise)
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')  # a path or a text need not fit the terminal's encoding
+  values = flags.FlagValues()
+  argv = [_at_home(argument) for argument in argv]
+  for argument in argv[1:]:  # first of all: a config file that is a flag's default is changed by them at once
+    _check_field(argument)
+  define_flags(values, argv)
+  flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
+  if {'--help', '-help', '-h'} & set(argv[1:]):
+    print(f'{sys.modules[main.__module__].__doc__}\nFlags:\n{values.get_help()}')
+    if 'config' in values:
+      print('\nFields of the config, as they are by default, and what they may be:')
+      print('\n'.join(fields.describe(Config(), '  --config')))
+    return 0
+  _parse(values, argv)
+  return main(values) or 0
+
+
+def _is_not_told_otherwise(record: Any) -> bool:
+  """Whether a record is logged: what Orbax's threads log of an error is raised as well, and told in one line then."""
+  return not ('orbax' in record.pathname and record.levelname in ('ERROR', 'CRITICAL'))
 
 
 def define_config(values: flags.FlagValues, argv: list[str], default: str | None = None) -> None:
@@ -101,7 +138,7 @@ def _describe(error: BaseException, argv: list[str]) -> str:
   """What went wrong while the flags were parsed, with the line of the user's config file if it began there."""
   flag = next((a for a in argv if a.lstrip('-').startswith('config=')), '--config')
   path = _config_path(argv)
-  if isinstance(error, OSError):
+  if isinstance(error, OSError) and not os.path.isfile(path):
     return f'{flag}: no such file; give the path of a config file'
   for cause in _causes(error):
     if isinstance(cause, SyntaxError):

@@ -34,6 +34,8 @@ class Experience(NamedTuple):
     exact_match: mean per task label, of the factual rollouts.
     metrics: scalars to log.
     factual: the trajectories before any rewrite, for samples.
+    outcomes: of `factual`.
+    rewrites: what became of those that were rewritten; None where none could be.
   """
 
   trajectory: Trajectory
@@ -42,6 +44,8 @@ class Experience(NamedTuple):
   exact_match: dict[str, float]
   metrics: dict[str, float]
   factual: Trajectory
+  outcomes: list[Outcome]
+  rewrites: Rewrites | None = None
 
 
 def collect(experiment: Experiment, params: policy.Params, problems: Problems, progress: Progress) -> Experience:
@@ -75,7 +79,7 @@ def collect(experiment: Experiment, params: policy.Params, problems: Problems, p
   metrics |= {f'exact_match/{label}': value for label, value in exact_match.items()}
   experience = Experience(
       trajectory=factual, advantages=advantages, interventions=progress.interventions, exact_match=exact_match,
-      metrics=metrics, factual=factual,
+      metrics=metrics, factual=factual, outcomes=outcomes,
   )
   if not rewrites:
     return experience
@@ -103,7 +107,8 @@ def _with_rewrites(
       'counterfactual/reward': float(rewrites.rewards[rows].mean()) if len(rows) else 0.0,
   } | {f'counterfactual/average_gain/{name}': float(gain) for name, gain in zip(names, interventions.gains)}
   return experience._replace(
-      trajectory=rewrites.trajectory, advantages=np.asarray(advantages), interventions=interventions, metrics=metrics
+      trajectory=rewrites.trajectory, advantages=np.asarray(advantages), interventions=interventions, metrics=metrics,
+      rewrites=rewrites,
   )
 
 

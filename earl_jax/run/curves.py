@@ -13,7 +13,7 @@ from earl_jax.run.figures import COLORS, INK, legend, new_figure, save
 from earl_jax.run.workdir import look_in_modules, read_config
 from earl_jax.tasks.base import make_task
 
-__all__ = ['draw_band', 'learning_curve', 'read_run', 'RunMetrics']
+__all__ = ['cost_of', 'draw_band', 'learning_curve', 'optimum_of', 'read_run', 'RunMetrics', 'tasks_of']
 
 MARKERS = 'os^Dv'
 
@@ -42,8 +42,11 @@ def read_run(workdir: str | pathlib.Path) -> RunMetrics:
   """
   rollout = read_config(workdir).rollout
   path = pathlib.Path(workdir) / 'metrics.jsonl'
-  texts = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.is_file() else []
-  lines = [_renamed(json.loads(text)) for text in texts if text.endswith('\n')]  # the last may be half written
+  *texts, _ = path.read_text(encoding='utf-8').split('\n') if path.is_file() else ['']  # the last may be half written
+  try:
+    lines = [_renamed(json.loads(text)) for text in texts]
+  except (ValueError, AttributeError):
+    raise UserError(f'{path}: damaged; go on with the run, which leaves damaged lines out, or restore it') from None
   if not lines:
     raise UserError(f'{path}: no finished step in it; train longer, or give another workdir')
   steps = np.array([line['step'] for line in lines])
@@ -68,9 +71,9 @@ def learning_curve(workdirs: dict[str, list[str | pathlib.Path]], path: str | pa
   if not groups:
     raise UserError(f'workdirs={workdirs}: no run to draw; give at least one workdir')
   every = [workdir for paths in workdirs.values() for workdir in paths]
-  cost, alone = _cost(every[0]), len(groups) == 1
+  cost, alone = cost_of(every[0]), len(groups) == 1
   figure, (exact, spent) = new_figure(2, 1, figsize=(8, 5.2), sharex=True, height_ratios=(3, 2))
-  tasks = sorted({name for runs in groups.values() for run in runs for line in run.lines for name in _tasks(line)})
+  tasks = sorted({name for runs in groups.values() for run in runs for line in run.lines for name in tasks_of(line)})
   styles = list(zip(tasks, itertools.cycle(COLORS), itertools.cycle(MARKERS)))
   for color, (label, runs) in zip([INK] if alone else itertools.cycle(COLORS), groups.items()):
     for task, task_color, marker in styles:
@@ -88,7 +91,7 @@ def learning_curve(workdirs: dict[str, list[str | pathlib.Path]], path: str | pa
           axes.axvline(at, color=color, linestyle=':', linewidth=1, zorder=0)
   for task, task_color, marker in styles:
     exact.plot([], [], marker, color=INK, markersize=4.5, markeredgewidth=0, label=f'{task}, greedy')
-    optimum = _optimum(every, task, cost)
+    optimum = optimum_of(every, task, cost)
     if optimum is not None:
       spent.axhline(optimum, color=task_color if alone else INK, linestyle=(0, (4, 3)), linewidth=1, zorder=0)
   exact.set(ylabel='exact match', ylim=(-0.03, 1.03))
@@ -129,20 +132,20 @@ def draw_band(
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 
-def _tasks(line: dict[str, Any]) -> list[str]:
+def tasks_of(line: dict[str, Any]) -> list[str]:
   """Tasks measured in a line of metrics: `exact_match/sort2`, `eval/sort2/exact_match` -> `sort2`."""
   trained = [name.removeprefix('exact_match/') for name in line if name.startswith('exact_match/')]
   return trained + [name.split('/')[1] for name in line if name.startswith('eval/')]
 
 
-def _cost(workdir: str | pathlib.Path) -> str:
+def cost_of(workdir: str | pathlib.Path) -> str:
   """The metric that the last task of a run's curriculum calls its cost."""
   look_in_modules(workdir)
   name, options, _ = read_config(workdir).curriculum[-1].tasks[-1]
   return make_task(name, **options).cost
 
 
-def _optimum(workdirs: list[str | pathlib.Path], task: str, cost: str) -> float | None:
+def optimum_of(workdirs: list[str | pathlib.Path], task: str, cost: str) -> float | None:
   """What the reference called optimal spends on `task`, as evaluation.json of a run says; None if none does."""
   for path in (pathlib.Path(workdir) / 'evaluation.json' for workdir in workdirs):
     for family, results in (json.loads(path.read_text('utf-8')) if path.is_file() else {}).items():

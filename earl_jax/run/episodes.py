@@ -1,5 +1,6 @@
-"""One episode as boxes of tokens: as a picture, and as HTML for notebooks."""
+"""One episode, decision by decision: as data, as a picture, and as HTML for notebooks."""
 
+from collections.abc import Iterator
 import html
 import pathlib
 from typing import NamedTuple
@@ -7,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from earl_jax.acting.trajectory import Trajectory, walk
-from earl_jax.action_space import LANGUAGE
+from earl_jax.action_space import ActionSpace, LANGUAGE
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.figures import COLORS, matplotlib, new_figure, save
 
-__all__ = ['draw_episode', 'episode_html', 'Piece', 'pieces']
+__all__ = ['Decision', 'decisions', 'draw_episode', 'episode_html', 'Piece', 'pieces', 'visible']
 
 TEXT = '#1f2328'  # inside boxes, which bring their own background
 PROMPT = -1  # what `Piece.environment` says of the prompt
@@ -33,6 +34,36 @@ class Piece(NamedTuple):
   text: str
   environment: int
   decision: bool
+
+
+class Decision(NamedTuple):
+  """A decision of an episode, and what came of it.
+
+  Attributes:
+    slot: where what it wrote begins.
+    action: its id.
+    text: what was chosen, a token or a description.
+    written: what the environment wrote after it.
+    language: it was made in language.
+    environment: 0 = language, k = external environment k, which it enters or was made in.
+  """
+
+  slot: int
+  action: int
+  text: str
+  written: str
+  language: bool
+  environment: int
+
+
+def decisions(experiment: Experiment, episode: Trajectory) -> list[Decision]:
+  """The decisions of one episode (`Trajectory.row`), in order."""
+  decode, tokens = experiment.tokenizer.decode, episode.tokens
+  return [
+      Decision(slot, action, text=decode(tokens[slot:written]), written=decode(tokens[written:until]),
+               language=language, environment=environment)
+      for slot, written, until, action, language, environment in _spans(episode, experiment.interface.space)
+  ]
 
 
 def draw_episode(experiment: Experiment, trajectory: Trajectory, row: int, path: str | pathlib.Path) -> None:
@@ -108,12 +139,23 @@ def pieces(experiment: Experiment, trajectory: Trajectory, row: int) -> list[Pie
       Piece(decode([token]), PROMPT, False)
       for token in tokens[episode.start : experiment.config.rollout.prompt_length]
   ]
-  for slot, until, action, _, environment in zip(*walk(episode, space)):
-    expanded = action - space.vocab_size
-    written = slot + (space.description_lengths[expanded] if expanded >= 0 else 1)
-    found.append(Piece(decode(tokens[slot:written]), int(environment), True))
-    found += [Piece(decode([token]), int(environment), False) for token in tokens[written:until]]
+  for slot, written, until, _, _, environment in _spans(episode, space):
+    found.append(Piece(decode(tokens[slot:written]), environment, True))
+    found += [Piece(decode([token]), environment, False) for token in tokens[written:until]]
   return found
+
+
+def visible(text: str, line: str = '\n') -> str:
+  """Text that nothing in it can move, colour or hide: what is not printable becomes �, and line ends `line`."""
+  return ''.join(line if c == '\n' else c if c.isprintable() else '�' for c in text)
+
+
+def _spans(episode: Trajectory, space: ActionSpace) -> Iterator[tuple[int, int, int, int, bool, int]]:
+  """(slot, where what is chosen ends, where what is written ends, action, language, environment) of decisions."""
+  for slot, until, action, language, environment in zip(*walk(episode, space)):
+    expanded = int(action) - space.vocab_size
+    length = int(space.description_lengths[expanded]) if expanded >= 0 else 1
+    yield int(slot), int(slot) + length, int(until), int(action), bool(language), int(environment)
 
 
 def _legend(experiment: Experiment) -> list[Piece]:
@@ -125,7 +167,7 @@ def _legend(experiment: Experiment) -> list[Piece]:
 
 def _visible(text: str) -> str:
   """What a box shows of a token: boxes stand apart, so a leading space need not be seen, but a lone one must."""
-  text = ''.join(c if c.isprintable() else '�' for c in text.replace('\n', '↵'))
+  text = visible(text, '↵')
   return text.strip(' ') or '␣' * len(text)
 
 

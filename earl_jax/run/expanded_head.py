@@ -93,10 +93,14 @@ def read(folder: pathlib.Path, described: dict[str, Any], shape: tuple[int, int]
           f'{now.get(field, "nothing")!r}; {REMEDY}'
       )
   if shape is None:
+    if (folder / HEAD).exists():
+      raise UserError(f'{where}: {HEAD} has no use with the interface of this run; {REMEDY}')
     return None
   try:
-    head = load_file(folder / HEAD)['expanded_head']
-  except (OSError, SafetensorError, KeyError) as error:
+    [(name, head)] = load_file(folder / HEAD).items()
+    if name != 'expanded_head':
+      raise ValueError(f'it holds {name!r}')
+  except (OSError, SafetensorError, ValueError) as error:
     raise UserError(f'{where}: {HEAD} cannot be read ({error}); copy it again') from None
   if head.shape != shape or head.dtype != np.float32:
     raise UserError(f'{where}: {HEAD} is {head.dtype}{list(head.shape)}, expected float32{list(shape)}; copy it again')

@@ -23,12 +23,14 @@ from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
 from earl_jax.learning.batches import rows_per_prompt
-from earl_jax.model import attention, hf, transformer
+from earl_jax.model import attention, hf, hub, lora, peft, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import expanded_head
 from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts
 from earl_jax.run.instances import instance_fields
+from earl_jax.run.rewards import checked
+from earl_jax.run.worked_example import worked_example
 from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
@@ -44,6 +46,7 @@ class Experiment:
 
   Attributes:
     stages: per curriculum stage, its tasks with their shares of the prompts.
+    end_tokens: ids that end an episode, that of the tokenizer first.
   """
 
   config: Config
@@ -52,6 +55,7 @@ class Experiment:
   model: ModelConfig
   interface: ExpandedInterface
   stages: tuple[tuple[tuple[Task, float], ...], ...]
+  end_tokens: tuple[int, ...]
 
   @property
   def slots(self) -> int:
@@ -74,7 +78,7 @@ class Experiment:
   def decoding(self, group: int = 1, temperature: float = 1.0) -> Decoding:
     """What the decode loop has to know of the run."""
     return Decoding(
-        model=self.model, interface=self.interface, eos=self.tokenizer.eos_token_id,
+        model=self.model, interface=self.interface, end_tokens=self.end_tokens,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
         min_rows=MIN_ROWS if self.mesh.size == 1 else None,
         segments=2 if self.config.rollout.response_length >= LONG else 1,
@@ -135,8 +139,12 @@ class Experiment:
 
   def prompt(self, task: Task, example: Example) -> list[int]:
     """The token ids of one problem."""
-    told = self.interface.instructions(_offered_names(task)) if self.config.instructions else ''
-    return _cached_prompt(self.tokenizer, f'{example.system} {told}'.strip(), example.user, task.assistant_start)
+    told = [example.system]
+    if self.config.instructions:
+      told.append(self.interface.instructions(_offered_names(task)))
+    if self.config.worked_example:
+      told.append(_worked_example(self, task))
+    return _cached_prompt(self.tokenizer, ' '.join(filter(None, told)), example.user, task.assistant_start)
 
   def check_problems(self) -> None:
     """Raises UserError where problems of some stage cannot be carried out, see `checks`."""
@@ -185,7 +193,7 @@ class Experiment:
       finished, text = bool(episode.finished), ''
       if task.reads_text:  # without the end-of-sequence token
         text = self.tokenizer.decode(episode.tokens[length : episode.end - finished])
-      outcome = task.outcome(example.instance, episode.states, text, finished)
+      outcome = checked(task, example, task.outcome(example.instance, episode.states, text, finished))
       decisions = walk(episode, self.interface.space)
       spent = {
           'decisions': len(decisions.slot), 'response_length': int(episode.end) - length, 'calls': decisions.calls,
@@ -220,6 +228,13 @@ class Experiment:
 _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
 
 
+@functools.lru_cache(maxsize=100)
+def _worked_example(experiment: Experiment, task: Task) -> str:
+  return worked_example(
+      task, experiment.config.seed, experiment.first_examples, experiment.interface, experiment.tokenizer
+  )
+
+
 @functools.cache
 def _offered_names(task: Task) -> tuple[str, ...]:
   return tuple(environment.spec.name for environment in environments_of(task))
@@ -227,7 +242,7 @@ def _offered_names(task: Task) -> tuple[str, ...]:
 
 def model_folder(config: Config) -> pathlib.Path:
   """Where the checkpoint is that the run starts from; raises UserError where it is nowhere."""
-  return EMBEDDED if config.model == 'embedded' else hf.locate(config.model)
+  return EMBEDDED if config.model == 'embedded' else hub.locate(config.model)
 
 
 def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -244,19 +259,22 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
     UserError: see the functions called.
   """
   tokenizer = tokenizer_lib.load_tokenizer(folder)
-  model = dataclasses.replace(hf.read_config(folder), dtype=config.dtype, remat=config.remat)
-  kernel = attention.kernel(config.attention, config.dtype, model.head_dim)
-  model = dataclasses.replace(model, attention=kernel)
+  model = hf.read_config(folder)
+  model = dataclasses.replace(
+      model, dtype=config.dtype, remat=config.remat, adapter_scale=lora.scale(config.lora),
+      attention=attention.kernel(config.attention, config.dtype, model.head_dim),
+  )
   slots, positions = config.rollout.prompt_length + config.rollout.response_length, model.max_position_embeddings
   if slots > positions:
     raise UserError(
         f'config.rollout: prompt_length + response_length = {slots}, but the model was made for {positions} positions; '
         'choose less'
     )
-  if model.vocab_size < len(tokenizer):
+  vocab_size = tokenizer_lib.vocabulary_size(tokenizer)
+  if model.vocab_size < vocab_size:
     raise UserError(
-        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has {len(tokenizer)} '
-        'entries; use the tokenizer the model was trained with'
+        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has ids up to '
+        f'{vocab_size - 1}; use the tokenizer the model was trained with'
     )
   stages = tuple(
       tuple((make_task(name, **options), share) for name, options, share in stage.tasks) for stage in config.curriculum
@@ -264,9 +282,11 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   environments = _environments_of_run([task for stage in stages for task, _ in stage])
   check_mesh(config, mesh)
   encode = functools.partial(tokenizer_lib.encode, tokenizer)
-  interface = INTERFACES[config.interface](len(tokenizer), environments, encode)
+  interface = INTERFACES[config.interface](vocab_size, environments, encode)
+  tokenizer_lib.check_spelling(tokenizer, [action.description for action in interface.space.actions])
   experiment = Experiment(
-      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages
+      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages,
+      end_tokens=tokenizer_lib.end_tokens(folder, tokenizer),
   )
   check_instances(experiment.first_examples, experiment.tasks, interface)
   return experiment
@@ -308,13 +328,19 @@ def set_up(config: Config, begins: bool = True) -> tuple[Experiment, policy.Para
 
 def _first_params(experiment: Experiment, folder: pathlib.Path) -> policy.Params:
   """The checkpoint's parameters, and its expanded head where it comes from a run with the same actions."""
-  mesh, model, interface = experiment.mesh, experiment.model, experiment.interface
+  mesh, model, interface, lora_config = experiment.mesh, experiment.model, experiment.interface, experiment.config.lora
   shapes = jax.eval_shape(functools.partial(transformer.init_params, model), jax.random.key(0))
-  weights = hf.load_params(folder, model, sharding.tree_shardings(mesh, shapes))
+  dtype = model.dtype if lora_config.rank else 'float32'
+  weights = hf.load_params(folder, model, sharding.tree_shardings(mesh, shapes), dtype)
   params = policy.init_params(weights, interface.space, interface.tied)
+  if lora_config.rank:
+    params['adapters'] = lora.init_adapters(weights['layers'], lora_config, experiment.config.seed)
+    if lora_config.adapters:
+      folder = lora_config.adapters
+      params['adapters'] = peft.read_adapters(folder, params['adapters'], lora_config)
   described = expanded_head.manifest(interface, experiment.config.interface)
   shape = params['expanded_head'].shape if 'expanded_head' in params else None
-  trained = expanded_head.read(folder, described, shape)
+  trained = expanded_head.read(pathlib.Path(folder), described, shape)
   if trained is not None:
     params['expanded_head'] = trained
   return jax.device_put(params, sharding.tree_shardings(mesh, params))

@@ -1,5 +1,6 @@
 """Measures a policy on problems it has not been trained on: exact match, what it spends, and what others would."""
 
+from collections.abc import Iterator
 import json
 import math
 import os
@@ -10,12 +11,15 @@ import jax
 import numpy as np
 
 from earl_jax.acting import policy
+from earl_jax.acting.trajectory import Trajectory
+from earl_jax.config import UserError
+from earl_jax.devices import processes
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import all_problems, Column, Example, Outcome, Task
 
-__all__ = ['add_references', 'columns_of', 'evaluate_policy', 'is_solved', 'problems_of', 'table', 'wilson_interval',
-           'write_evaluation']
+__all__ = ['add_references', 'columns_of', 'evaluate_policy', 'is_solved', 'played', 'problems_of', 'table',
+           'wilson_interval', 'write_evaluation']
 
 Results = dict[str, dict[str, Any]]  # task label -> measurements
 
@@ -71,15 +75,23 @@ def _play(
     experiment: Experiment, params: policy.Params, problems: list[tuple[Task, Example]], temperature: float
 ) -> list[Outcome]:
   """One episode of every problem."""
-  rows, key, outcomes = experiment.config.rollout.chunk, jax.random.key(experiment.config.seed), []
+  return [outcome for _, outcomes in played(experiment, params, problems, temperature) for outcome in outcomes]
+
+
+def played(
+    experiment: Experiment, params: policy.Params, problems: list[tuple[Task, Example]], temperature: float
+) -> Iterator[tuple[Trajectory, list[Outcome]]]:
+  """One episode of every problem, `config.rollout.chunk` at a time; rows beyond the outcomes only fill the shape up."""
+  rows, key = experiment.config.rollout.chunk, jax.random.key(experiment.config.seed)
   decoding = experiment.decoding(temperature=temperature)
   for first in range(0, len(problems), rows):
     batch = problems[first : first + rows]
     filled = batch + batch[-1:] * (rows - len(batch))
     prompts = experiment.encode_prompts([task for task, _ in filled], [example for _, example in filled])
     trajectory = experiment.rollout(params, prompts, np.arange(first, first + rows), key, decoding=decoding)
-    outcomes += experiment.outcomes(*zip(*batch), trajectory)
-  return outcomes
+    if not np.all(np.isfinite(processes.whole(trajectory.log_probs))):
+      raise UserError('the policy is broken: its log-probabilities are not finite; use an earlier checkpoint')
+    yield trajectory, experiment.outcomes(*zip(*batch), trajectory)
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:

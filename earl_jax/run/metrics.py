@@ -1,6 +1,7 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line, samples. Process 0 only."""
+"""What a run reports while it trains: metrics.jsonl, TensorBoard events, a progress line. Process 0 only."""
 
 from collections.abc import Sequence
+import contextlib
 import json
 import math
 import os
@@ -8,16 +9,19 @@ import pathlib
 import sys
 import time
 from typing import Any
+import zlib
 
+from absl import logging
 import jax
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
 from tqdm import auto as tqdm_auto
 
-from earl_jax.run.workdir import write_atomically
+from earl_jax.run.events import EventFile
+from earl_jax.run.workdir import replacing_file
 from earl_jax.tasks.base import Column
 
-__all__ = ['MetricsWriter', 'ProgressBar', 'write_samples']
+__all__ = ['MetricsWriter', 'ProgressBar']
 
 # metric -> how the progress line shows it, in this order; metrics that are not given are left out
 SHOWN = {
@@ -38,24 +42,32 @@ class MetricsWriter:
   """
 
   def __init__(
-      self, workdir: str | os.PathLike, total_steps: int, resume_step: int = 0, columns: Sequence[Column] = ()
+      self, workdir: str | os.PathLike, total_steps: int, resume_step: int = 0, columns: Sequence[Column] = (),
+      written: Sequence[int] | None = None,
   ):
-    """Opens the files.
+    """Opens the files. A warning says if metrics.jsonl is not what it was.
 
     Args:
       workdir: the run's folder, which exists.
       total_steps: number of updates of the whole run.
       resume_step: the first step that will be written.
       columns: what the progress line shows of the tasks' own metrics.
+      written: `written` of the run as it was after `resume_step` steps, if that is known.
     """
+    self.written = [0, 0]  # bytes and CRC-32 of metrics.jsonl, for the checkpoint to keep
     self._active = jax.process_index() == 0
     if not self._active:
       return
     path = pathlib.Path(workdir) / 'metrics.jsonl'
     if path.exists():
-      write_atomically(path, _lines_before(path, resume_step))
-    self._file = path.open('a', encoding='utf-8')
-    self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step, flush_secs=30)
+      _drop_from(path, resume_step)
+      with path.open('rb') as lines:
+        for line in lines:
+          self._count(line)
+    if written is not None and self.written != list(written):
+      logging.warning('%s: not what the run has written; its numbers before step %d may be wrong', path, resume_step)
+    self._file = path.open('ab')
+    self._events = EventFile(workdir, resume_step)
     self._bar = ProgressBar(total_steps, resume_step, columns)
 
   def __enter__(self):
@@ -76,12 +88,18 @@ class MetricsWriter:
       return
     values = {name: v if isinstance(v, str) else np.asarray(v).item() for name, v in metrics.items()}
     finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-    self._file.write(json.dumps({'step': step} | finite) + '\n')
+    line = f'{json.dumps({"step": step} | finite)}\n'.encode()
+    self._file.write(line)
     self._file.flush()  # the line outlives a kill
+    self._count(line)
     for name, value in values.items():
       if not isinstance(value, str):
-        self._events.add_scalar(name, value, step)
+        self._events.add(summary.scalar(name, np.float32(value)), step)
     self._bar.update(step, values)
+
+  def _count(self, line: bytes) -> None:
+    size, checksum = self.written
+    self.written = [size + len(line), zlib.crc32(line, checksum)]
 
   def close(self) -> None:
     """Flushes and closes the files."""
@@ -91,17 +109,20 @@ class MetricsWriter:
       self._bar.close()
 
 
-def _lines_before(path: pathlib.Path, step: int) -> str:
-  """The whole lines of `path` whose step is below `step`."""
-  kept = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      keep = json.loads(line)['step'] < step
-    except ValueError:  # cut short by a kill
-      continue
-    if keep:
-      kept.append(line + '\n')
-  return ''.join(kept)
+def _drop_from(path: pathlib.Path, step: int) -> None:
+  """Leaves the whole lines of `path` whose step is below `step`, and says how many are damaged."""
+  damaged = 0
+  with replacing_file(path) as new, path.open('rb') as lines:  # of a long run they are many: one at a time
+    for line in lines:
+      try:
+        keep = line.endswith(b'\n') and json.loads(line)['step'] < step
+      except (ValueError, TypeError, KeyError):
+        damaged += line.endswith(b'\n')
+        continue  # else cut short by a kill
+      if keep:
+        new.write(line)
+  if damaged:
+    logging.warning('%s: %d damaged lines are left out', path, damaged)
 
 
 class ProgressBar:
@@ -120,7 +141,10 @@ class ProgressBar:
 
   def update(self, step: int, metrics: dict[str, Any]) -> None:
     """Shows that step `step` (from 0) is done. Metrics that have no form are ignored."""
-    done = step + 1
+    with contextlib.suppress(OSError):  # a terminal or a pipe that is gone must not end the run
+      self._show(step + 1, metrics)
+
+  def _show(self, done: int, metrics: dict[str, Any]) -> None:
     text = ', '.join(form.format(metrics[name]) for name, form in self._forms.items() if name in metrics)
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
@@ -137,14 +161,5 @@ class ProgressBar:
   def close(self) -> None:
     """Leaves the bar as it stands."""
     if self._bar is not None:
-      self._bar.close()
-
-
-def write_samples(workdir: str | os.PathLike, step: int, samples: list[str]) -> None:
-  """Writes rollout texts to workdir/samples/step_000123.txt, each under a numbered heading."""
-  if jax.process_index() != 0:
-    return
-  folder = pathlib.Path(workdir) / 'samples'
-  folder.mkdir(exist_ok=True)
-  text = ''.join(f'===== sample {i} =====\n{sample}\n' for i, sample in enumerate(samples))
-  write_atomically(folder / f'step_{step:06d}.txt', text)
+      with contextlib.suppress(OSError):
+        self._bar.close()

@@ -1,5 +1,6 @@
 """How far a run has come: all that a checkpoint keeps beside parameters and optimizer."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ class Progress(NamedTuple):
     """As JSON can hold it."""
     return dict(
         **self.curriculum._asdict(), gains=self.interventions.gains.tolist(), solved=self.solved,
-        rng=_next_key(config, self.step),
+        rng=_next_key(config, self.step), config=dataclasses.asdict(config),
     )
 
   @classmethod

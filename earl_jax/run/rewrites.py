@@ -33,6 +33,8 @@ class Rewrites(NamedTuple):
 
   Attributes:
     choice: what was rewritten.
+    slots: int32[B], where a rewritten row leaves the factual one.
+    continued: [B, T, …]: the counterfactual episode in all rows of `choice`, elsewhere the factual one.
     trajectory: [B, T, …]: the counterfactual episode where `replaced`, elsewhere the factual one.
     replaced: bool[B], rewritten rows that take the factual row's place.
     rewards: float32[B], of the counterfactual episodes; 0 elsewhere.
@@ -40,6 +42,8 @@ class Rewrites(NamedTuple):
   """
 
   choice: Choice
+  slots: np.ndarray
+  continued: Trajectory
   trajectory: Trajectory
   replaced: np.ndarray
   rewards: np.ndarray
@@ -80,13 +84,14 @@ def rewrite(
   Args:
     key: of the positions and the continuations.
   """
-  config, trajectory = experiment.config, factual.trajectory
+  config, continued = experiment.config, factual.trajectory
   batch, size, group = len(factual.rewards), config.rollout.chunk, config.rollout.group
   new_rewards, replaced, tokens = np.zeros(batch, np.float32), np.zeros(batch, bool), 0
   position_key, rollout_key = jax.random.split(key)
   slots = processes.whole(counterfactual.choose_positions(
-      position_key, trajectory.route_scores[..., choice.environment], np.arange(batch),
+      position_key, continued.route_scores[..., choice.environment], np.arange(batch),
       prompt_length=config.rollout.prompt_length,
+      route_length=experiment.interface.space.description_lengths[choice.environment],
   ))
   route = np.array(experiment.interface.route(choice.environment), np.int32)
   decoding = experiment.decoding(temperature=config.rollout.temperature)
@@ -103,8 +108,14 @@ def rewrite(
     new_rewards[real] = [outcome.reward for outcome in outcomes]
     replaced[real] = (new_rewards[real] > factual.rewards[real]) | (not config.algorithm.only_gains)
     target = np.full(size, batch, np.int32)  # rows beyond the end are dropped
-    target[: len(real)] = np.where(replaced[real], real, batch)
-    trajectory = rows.replace(rows.copy(trajectory) if first == 0 else trajectory, target, new)
+    target[: len(real)] = real
+    continued = rows.replace(rows.copy(continued) if first == 0 else continued, target, new)
     tokens += sum(int(outcome.metrics['response_length']) for outcome in outcomes)
     tokens -= int(np.sum(slots[real] - config.rollout.prompt_length))
-  return Rewrites(choice, trajectory, replaced, new_rewards, tokens)
+  trajectory = continued
+  if not replaced[choice.rows].all():
+    trajectory = rows.choose(processes.place(replaced, experiment.rows), continued, factual.trajectory)
+  return Rewrites(
+      choice=choice, slots=slots, continued=continued, trajectory=trajectory, replaced=replaced, rewards=new_rewards,
+      tokens=tokens,
+  )

@@ -3,24 +3,38 @@
     workdir/config.json      the configuration
     workdir/versions.json    environment name -> version
     workdir/modules.json     where tasks and environments from outside this package were found: module -> folder
+    workdir/lock             held by the run that is going on, if one is
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import socket
 import tempfile
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
+from absl import logging
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from earl_jax import config as config_lib
 from earl_jax import finder
 from earl_jax.config import Config, UserError
 
 __all__ = [
-    'claim_workdir', 'look_in_modules', 'read_config', 'read_modules', 'require_writable', 'write_atomically',
+    'claim_workdir', 'hold_workdir', 'look_in_modules', 'read_config', 'read_modules', 'replacing_file',
+    'require_plain', 'require_writable', 'require_written_by', 'write_atomically',
 ]
+
+PATTERN = '*?[\\'  # Orbax looks files up by patterns that begin with the path of the folder
+LONGEST = 3800  # bytes of a path; Orbax adds to it, and Linux ends at 4096
+HELD, TAKEN, NO_LOCKS = range(3)
 
 # What a resumed run may change: how long it goes on, what it reports, which devices it runs on and how it fits there.
 CHANGEABLE = (
@@ -44,22 +58,78 @@ def claim_workdir(
     modules: module -> the folder it was found in, of those that are not this package's; they may move.
 
   Raises:
-    UserError: the folder cannot be written to, or belongs to a run with another configuration or other versions.
+    UserError: the folder cannot be written to, or belongs to a run with another configuration or other versions, or
+      does not say any more to which it belongs.
   """
   workdir = pathlib.Path(workdir).absolute()
   require_writable(workdir)
+  begun = (workdir / 'checkpoints').is_dir() and any((workdir / 'checkpoints').iterdir())
   path = workdir / 'config.json'
-  if path.exists():
+  if path.exists() or begun:
     _require_equal(path, dataclasses.asdict(read_config(workdir)), dataclasses.asdict(config), CHANGEABLE)
   else:
     _write_json(path, dataclasses.asdict(config))
   path = workdir / 'versions.json'
-  if path.exists():
+  if path.exists() or begun:
     _require_equal(path, _read_json(path), versions)
   else:
     _write_json(path, versions)
   if modules:
     _write_json(workdir / 'modules.json', modules)
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps other runs out of `workdir` until the block ends or the process does, however it ends.
+
+  Programs that only read need no hold. Of several processes the first one holds it for all. Where a file system has no
+  locks, a warning says so.
+
+  Raises:
+    UserError: another run holds the folder, or it cannot be used.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  require_writable(workdir)
+  with contextlib.ExitStack() as stack:
+    state, path = HELD, workdir / 'lock'
+    if jax.process_index() == 0:
+      state = _lock(stack.enter_context(path.open('a+', encoding='utf-8')))
+    if jax.process_count() > 1:
+      state = int(multihost_utils.broadcast_one_to_all(np.int32(state)))
+    if state == TAKEN:
+      holder = path.read_text(encoding='utf-8', errors='replace').strip()
+      raise UserError(
+          f'--workdir={workdir}: another run is going on there ({holder}); stop it first, or use another --workdir'
+      )
+    if state == NO_LOCKS and jax.process_index() == 0:
+      logging.warning('%s: this file system has no locks; see to it that no second run uses this workdir', workdir)
+    yield
+
+
+def _lock(file: TextIO) -> int:
+  """Locks an open file, without waiting, for as long as it stays open, and writes into it who did."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    return TAKEN if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else NO_LOCKS
+  file.truncate(0)
+  file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+  file.flush()
+  return HELD
+
+
+def require_written_by(path: pathlib.Path, saved: dict[str, Any] | None, config: Config) -> None:
+  """Raises UserError unless a checkpoint was written under this config: config.json may have been damaged or edited.
+
+  The model may be looked for elsewhere: the checkpoint takes the place of its parameters.
+
+  Args:
+    path: of the checkpoint.
+    saved: what it says of its config; older ones say nothing.
+  """
+  if saved is not None:
+    stored = dataclasses.asdict(config_lib.parse(saved))
+    _require_equal(path, stored, dataclasses.asdict(config), (*CHANGEABLE, 'model'))
 
 
 def read_config(workdir: str | os.PathLike) -> Config:
@@ -86,7 +156,8 @@ def look_in_modules(workdir: str | os.PathLike) -> None:
 
 
 def require_writable(directory: pathlib.Path) -> None:
-  """Makes a folder that can be written to; raises UserError where there can be none."""
+  """Makes a folder that can be written to; raises UserError where there can be none, or no checkpoints in it."""
+  require_plain(directory)
   try:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory):  # permission bits alone miss read-only file systems
@@ -95,11 +166,35 @@ def require_writable(directory: pathlib.Path) -> None:
     raise UserError(f'{directory}: cannot write there ({error.strerror}); choose another --workdir') from error
 
 
+def require_plain(path: pathlib.Path) -> None:
+  """Raises UserError where Orbax cannot read what it wrote: its paths are patterns, or begin like an address."""
+  text = str(path)
+  odd = [part for part in (*PATTERN, '//', ':/') if part in text]
+  odd += [character for character in text if '\ud800' <= character <= '\udfff']  # bytes that are no UTF-8
+  if odd or len(os.fsencode(path)) > LONGEST:
+    what = f'with {odd[0]!r} in it' if odd else f'longer than {LONGEST} bytes'
+    raise UserError(f'{text[:200]!r}: checkpoints cannot be read from a path {what}; choose another --workdir')
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes `path` so that whoever reads it, also after a kill, sees all of the old text or all of the new."""
+  with replacing_file(path) as file:
+    file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing_file(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """A new file, which takes the place of `path` when the block ends well and is removed when it does not."""
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
+  try:
+    with temporary.open('wb') as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())  # the name must not reach the disk before the text
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

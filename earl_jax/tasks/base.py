@@ -91,7 +91,11 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def example(self, seed: int, split: str, index: int) -> Example:
-    """The example at `index` of split 'train' or 'test'. Pure; no example is in both splits."""
+    """The example at `index` of split 'train' or 'test'. Pure.
+
+    No example is in both splits, save where all `problems` can be listed and are too few to be split. Where the prompt
+    tells all there is to know, split by the prompt (`split_of`).
+    """
 
   def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
     """How a solver answers the example at `index`: text and calls, for supervised fine-tuning. Pure.

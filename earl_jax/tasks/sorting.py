@@ -10,6 +10,7 @@ Items A, B, C, … have different hidden values. All three tasks share the keys 
 from collections.abc import Sequence
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from earl_jax.tasks.base import Call, Column, Example, Instance, Outcome, Task
 
 _ENUMERATED_MAX = 5  # items; 240 problems of 5, 1440 of 6
 _LOWEST, _HIGHEST = -99, 999  # hidden values
+_SPLIT_MIN = 3  # items, from which on order has enough texts for two splits: n = 2 has 8, n = 3 has 672
 _DIRECTIONS = {'both': (False, True), 'ascending': (False,), 'descending': (True,)}  # -> allowed `descending`
 _NAMES = tuple(item.description.strip() for item in ITEMS)
 
@@ -90,6 +92,9 @@ class Sort(_ItemTask):
   and the swaps' budget. It counts only under a condition:
     certified: the comparisons made prove the final order (default).
     released: there were at least ceil(log2 n!) of them, as in the released code.
+
+  Prompts say nothing of the values. The split is by these, and a policy sees no more of them than how they compare: of
+  few items both splits have every arrangement, which is why evaluation takes all `problems`.
   """
 
   name = 'sort'
@@ -167,7 +172,11 @@ class Sort(_ItemTask):
 
 
 class Order(_ItemTask):
-  """Put `n` items in order when the prompt tells how they compare, with swap alone (docs/method.md, section 4)."""
+  """Put `n` items in order when the prompt tells how they compare, with swap alone (docs/method.md, section 4).
+
+  The prompt is all there is, so it decides the split. Two items have too few prompts to be split: both splits have all
+  of them, and `problems` lists them for evaluation.
+  """
 
   name = 'order'
   environments = ('swap',)
@@ -176,12 +185,29 @@ class Order(_ItemTask):
 
   def example(self, seed: int, split: str, index: int) -> Example:
     rng = base.random_generator(seed, split, index)
-    values, descending = self._draw(rng, split)
+    ranks = rng.permutation(self.n).tolist()
+    descending = self._directions[rng.integers(len(self._directions))]
+    while True:  # what is told is drawn again, and not the arrangement: all of them are as frequent in either split
+      example = self._example(ranks, descending, _relations(rng, ranks))
+      if self.n < _SPLIT_MIN or base.split_of(example.user) == split:
+        return example
+
+  def problems(self) -> list[Example] | None:
+    """Every prompt where they cannot be split, else None."""
+    if self.n >= _SPLIT_MIN:
+      return None
+    return [
+        self._example(ranks, descending, [relation])
+        for descending in self._directions for ranks in itertools.permutations(range(self.n))
+        for relation in _writings(*np.argsort(ranks))
+    ]
+
+  def _example(self, ranks: Sequence[int], descending: bool, relations: Sequence[str]) -> Example:
     user = (
-        f'The sequence is {self._items}. It is known that {", ".join(_relations(rng, values))}. Put it in '
-        f'{_direction(descending)} order with as few swaps as possible.'
+        f'The sequence is {self._items}. It is known that {", ".join(relations)}. Put it in {_direction(descending)} '
+        'order with as few swaps as possible.'
     )
-    return Example(base.SYSTEM, user, self._instance(values, descending))
+    return Example(base.SYSTEM, user, self._instance(ranks, descending))
 
   def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | Call]:
     instance = self.example(seed, split, index).instance
@@ -198,7 +224,7 @@ class Order(_ItemTask):
 
 
 class Compare(_ItemTask):
-  """Say which of two of `n` items is larger, with compare (docs/method.md, section 4)."""
+  """Say which of two of `n` items is larger, with compare (docs/method.md, section 4). Split as `Sort` is."""
 
   name = 'compare'
   environments = ('compare',)
@@ -267,10 +293,17 @@ def _released_spare(comparisons: int, n: int) -> float:
 
 
 def last_answer(text: str) -> str:
-  """What the last complete <answer>…</answer> holds, stripped; empty where there is none. Linear in the text."""
-  end = text.rfind('</answer>')
-  start = text.rfind('<answer>', 0, max(end, 0))
-  return text[start + len('<answer>'):end].strip() if start >= 0 else ''
+  """What the last complete <answer>…</answer> holds, stripped; empty where there is none.
+
+  A pair is an opening tag and the closing one right after it: of pairs inside one another the inner one counts.
+  """
+  answer, start = '', None
+  for tag in re.finditer('</?answer>', text):
+    if tag[0] == '<answer>':
+      start = tag.end()
+    elif start is not None:
+      answer, start = text[start:tag.start()].strip(), None
+  return answer
 
 
 def _relations(rng: np.random.Generator, values: Sequence[int]) -> list[str]:
@@ -279,10 +312,14 @@ def _relations(rng: np.random.Generator, values: Sequence[int]) -> list[str]:
   relations = []
   for i, j in itertools.combinations(range(len(values)), 2):
     if j == i + 1 or rng.random() < 0.5:
-      smaller, larger = _NAMES[ascending[i]], _NAMES[ascending[j]]
-      relations.append(f'{smaller} < {larger}' if rng.random() < 0.5 else f'{larger} > {smaller}')
+      relations.append(_writings(ascending[i], ascending[j])[int(rng.random() < 0.5)])
   rng.shuffle(relations)
   return relations
+
+
+def _writings(smaller: int, larger: int) -> tuple[str, str]:
+  """Both ways to say how two items compare."""
+  return f'{_NAMES[smaller]} < {_NAMES[larger]}', f'{_NAMES[larger]} > {_NAMES[smaller]}'
 
 
 def _direction(descending: bool) -> str:

@@ -14,6 +14,7 @@ from earl_jax.acting.counterfactual import choose_positions, choose_rewrites, In
 from earl_jax.acting.masked import NEGATIVE
 
 PROMPT, T, DRAWS = 4, 24, 20_000
+ROOM = dict(prompt_length=PROMPT, route_length=np.int32(1))
 
 
 def rule(scores):
@@ -43,7 +44,7 @@ def example(seed, positions, spread):
 def test_frequencies_of_positions(positions, spread, kept):
   """Chi-square over 20,000 rows with the same scores."""
   scores = example(positions, positions, spread)
-  slots = choose_positions(jax.random.key(0), jnp.tile(scores, (DRAWS, 1)), jnp.arange(DRAWS), prompt_length=PROMPT)
+  slots = choose_positions(jax.random.key(0), jnp.tile(scores, (DRAWS, 1)), jnp.arange(DRAWS), **ROOM)
   assert slots.dtype == jnp.int32
   expected, counts = DRAWS * rule(scores), np.bincount(slots, minlength=T)
   assert (expected > 0).sum() == kept
@@ -56,22 +57,34 @@ def test_frequencies_of_positions(positions, spread, kept):
 @settings(max_examples=30)
 def test_only_slots_of_the_rule_are_chosen(seed, positions, spread):
   scores = example(seed, positions, spread)
-  slots = choose_positions(jax.random.key(seed), jnp.tile(scores, (64, 1)), jnp.arange(64), prompt_length=PROMPT)
+  slots = choose_positions(jax.random.key(seed), jnp.tile(scores, (64, 1)), jnp.arange(64), **ROOM)
   assert (rule(scores)[slots] > 0).all()
 
 
 def test_a_row_without_positions_is_cut_after_the_prompt():
   scores = np.full((3, T), NEGATIVE, np.float32)
   scores[1, 9] = -4.0
-  slots = choose_positions(jax.random.key(0), scores, jnp.arange(3), prompt_length=PROMPT)
+  slots = choose_positions(jax.random.key(0), scores, jnp.arange(3), **ROOM)
   assert slots.tolist() == [PROMPT, 9, PROMPT]
+
+
+def test_where_the_route_does_not_fit_is_no_position():
+  """Two slots at the end have no room for three tokens, however likely the route is; the rest is as the rule says."""
+  scores = example(0, 20, 10)
+  scores[-3:] = [-1.0, 0.0, 0.0]
+  row_ids, every = np.arange(DRAWS), np.tile(scores, (DRAWS, 1))
+  every[0] = NEGATIVE
+  every[0, -2:] = 0.0  # nowhere else
+  slots = choose_positions(jax.random.key(0), every, row_ids, **ROOM | {'route_length': np.int32(3)})
+  allowed = np.where(np.arange(T) < T - 2, scores, NEGATIVE)
+  assert slots[0] == PROMPT and set(np.asarray(slots[1:]).tolist()) == set(np.flatnonzero(rule(allowed)))
 
 
 def test_a_position_depends_on_its_own_row_alone():
   scores = np.stack([example(seed, 12, 2) for seed in range(32)])
 
   def pick(rows):
-    return choose_positions(jax.random.key(3), scores[rows], jnp.asarray(rows), prompt_length=PROMPT)
+    return choose_positions(jax.random.key(3), scores[rows], jnp.asarray(rows), **ROOM)
 
   order = np.random.default_rng(0).permutation(32)
   np.testing.assert_array_equal(pick(order), np.asarray(pick(np.arange(32)))[order])

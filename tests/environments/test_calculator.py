@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from earl_jax.environments import calculator as calculator_lib
 from earl_jax.environments import residues
 from earl_jax.environments.calculator import Calculator, MAX_DEPTH, MAX_SYMBOLS, SYMBOLS
-from tests.environments.tokenizers import MergingTokenizer, StubTokenizer
+from tests.environments.tokenizers import GroupingTokenizer, MergingTokenizer, StubTokenizer
 
 EQUALS = len(SYMBOLS) - 1
 TOKENIZER = StubTokenizer()
@@ -278,15 +279,39 @@ def test_an_invalid_action_changes_nothing(calculator):
       np.testing.assert_array_equal(leaf[invalid], np.broadcast_to(before, leaf.shape)[invalid])
 
 
-def test_a_tokenizer_that_merges_digits_is_written_digit_by_digit():
+def test_a_tokenizer_that_merges_digits_is_written_digit_by_digit(caplog):
   merging = MergingTokenizer('12')
   calculator = Calculator(merging.encode)
+  assert [record.message[-16:] for record in caplog.records] == [' digit by digit.']
   state = calculator.reset({})
   for symbol in '12=':
     observation, state, _ = calculator.step(state, jnp.int32([s.strip() for s in SYMBOLS].index(symbol)))
   one, two, end = (merging.encode(piece)[0] for piece in ('1', '2', '\n'))
   assert observation.tokens[:observation.length].tolist() == [one, two, end]
   assert int(state.calls) == 1
+
+
+@pytest.mark.parametrize('size, known', [(1, 1), (2, 2), (3, 3), (4, 1), (13, 1)])
+def test_how_many_digits_a_tokenizer_reads_at_a_time(size, known, caplog):
+  assert calculator_lib._digits_at_once(GroupingTokenizer(size).encode) == known
+  said = [' digit by digit.'] if known < size else ['they are typed.'] if size > 1 else []
+  assert [record.message.endswith(end) for record, end in zip(caplog.records, said, strict=True)] == [True] * len(said)
+
+
+def test_results_are_written_as_a_tokenizer_reads_them():
+  tokenizer = GroupingTokenizer(3)
+  calculator = Calculator(tokenizer.encode)
+  numbers = [Fraction(int('9876543210987'[:digits]), over) for digits in range(1, 14) for over in (1, -1, 8, -7, 900)]
+  numbers += [Fraction(n) for n in (0, 100, 1000, 1001, 10**11, 10**12)] + [Fraction(10**15 - 1, 1000)]
+  numbers += [Fraction(1, 250), Fraction(1 - 10**16, 10**4), Fraction(7, 10**4)]
+  values = np.stack([residues.fraction(number.numerator, number.denominator) for number in numbers])
+  state = calculator.reset({})
+  write = jax.jit(jax.vmap(lambda operand: calculator._result(state._replace(operand=operand), jnp.bool_(True))))
+  observed = jax.tree.map(np.asarray, write(values))
+  for number, tokens, length in zip(numbers, *observed):
+    text = written(f'{number.numerator}/{number.denominator}')
+    assert tokens[:length].tolist() == tokenizer.encode(text), text
+  assert observed.length.max() == calculator.max_observation  # sign, five groups, point, decimals, end
 
 
 def test_numbers_near_the_bound_are_told_apart():

@@ -17,6 +17,20 @@ class StubTokenizer:
     return 1000
 
 
+class GroupingTokenizer(StubTokenizer):
+  """Reads numbers `size` digits at a time, from the left, as those of Llama 3 and others do with three."""
+
+  def __init__(self, size: int):
+    super().__init__()
+    self._pieces = re.compile(rf'(\d{{1,{size}}})')
+
+  def encode(self, text: str) -> list[int]:
+    tokens = []
+    for piece in filter(None, self._pieces.split(text)):
+      tokens += [self._ids.setdefault(piece, len(self._ids) + 1)] if piece[0].isdigit() else super().encode(piece)
+    return tokens
+
+
 class MergingTokenizer(StubTokenizer):
   """Also merges `merged` into one token wherever it stands."""
 

@@ -95,6 +95,17 @@ def test_entering_an_environment_leaves_the_state():
       np.testing.assert_array_equal(now, before)
 
 
+@pytest.mark.parametrize('environment, action, text', [
+    (0, ' A', ' A'), (0, ' is odd', ' is odd'), (1, ' is odd', ' is odd'), (1, ' swap', ' swap'), (2, ' B', ' B'),
+    (1, 7, None),
+])
+def test_what_is_not_legal_writes_its_text_and_changes_nothing(environment, action, text):
+  written, after, state = act(environment, action if text is None else action_id(action), selected=1)
+  assert after == environment and written == (text or core.tokenizer().decode([action]))
+  for before, now in zip(states(selected=1)['HiddenItems'], state):
+    np.testing.assert_array_equal(now, before)
+
+
 def test_the_same_row_steps_the_environment_it_is_chosen_in():
   compared, swapped = act(1, action_id(' B'), 0)[2], act(2, action_id(' B'), 0)[2]
   assert (compared.comparisons, compared.swaps, swapped.comparisons, swapped.swaps) == (1, 0, 0, 1)

@@ -28,7 +28,7 @@ NAMES = ('compare', 'swap', 'calculator')
 ROWS, PROMPT, SLOTS = 48, 4, 96
 VALUES = [3, -7, 12, 0]
 OFFERED = np.array([[True, True, True], [True, False, True]] * (ROWS // 2))
-TOKENIZER, VOCAB, EOS = StubTokenizer(), 200, 199
+TOKENIZER, VOCAB, ENDS = StubTokenizer(), 200, (199, 120)
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def episodes(environment: int, key: int = 0, kind=tagged.TaggedInterface):
   replay = force(nothing, interface(kind).route(environment))
   trajectory = rollout.rollout(
       params(kind), prompts, jnp.arange(ROWS), jax.random.key(key), replay,
-      decoding=Decoding(model=core.MODEL, interface=interface(kind), eos=EOS, pad=0, slots=SLOTS),
+      decoding=Decoding(model=core.MODEL, interface=interface(kind), end_tokens=ENDS, pad=0, slots=SLOTS),
   )
   return jax.tree.map(np.asarray, trajectory)
 
@@ -111,6 +111,19 @@ def test_states_count_the_calls_in_the_text(environment):
     counted = [items.comparisons[row], items.swaps[row], trajectory.states['Calculation'].calls[row]]
     cut = trajectory.end[row] == SLOTS  # perhaps in the middle of a result
     assert all(have <= said <= have + cut or said <= have <= said + cut for have, said in zip(counted, written)), text
+
+
+@pytest.mark.parametrize('kind', [expanded.ExpandedInterface, tagged.TaggedInterface])
+def test_every_end_token_ends_an_episode(kind):
+  ended = set()
+  for environment in range(2):
+    trajectory = episodes(environment, kind=kind)
+    for row in range(ROWS):
+      actions = trajectory.actions[row][trajectory.language[row]]
+      assert np.isin(actions, ENDS)[:-1].sum() == 0
+      assert trajectory.finished[row] == (actions[-1] in ENDS)
+      ended |= {int(actions[-1])} & set(ENDS)
+  assert ended == set(ENDS)
 
 
 @pytest.mark.parametrize('environment', range(3))

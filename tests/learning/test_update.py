@@ -170,10 +170,10 @@ def step(order, counts=None, batch=None, shared=1, **changes):
   batch = mixed() if batch is None else batch
   order = jnp.asarray(order, jnp.int32)
   counts = jnp.full(order.shape[0], order.shape[1], jnp.int32) if counts is None else jnp.asarray(counts, jnp.int32)
-  return update.update_step(
-      state, batch, Split(order, counts), optimizer=sgd(), scoring=settings(rows_per_prompt=shared), config=config,
-      mesh=core.one_device(),
-  )
+  with jax.set_mesh(core.one_device()):
+    return update.update_step(
+        state, batch, Split(order, counts), optimizer=sgd(), scoring=settings(rows_per_prompt=shared), config=config
+    )
 
 
 def test_splitting_a_mini_batch_changes_nothing():
@@ -234,9 +234,10 @@ def test_no_array_of_all_logits(monkeypatch):
   state = update.init_state(core.params(1), sgd())
   split = Split(jnp.arange(ROWS, dtype=jnp.int32).reshape(1, 2, rows), jnp.full(1, 2, jnp.int32))
   # The temperature is that of no other test: what has been traced before knows nothing of the 64.
-  lowered = update.update_step.lower(
-      state, mixed(), split, optimizer=sgd(), scoring=settings(temperature=0.9), config=CONFIG, mesh=core.one_device()
-  )
+  with jax.set_mesh(core.one_device()):
+    lowered = update.update_step.lower(
+        state, mixed(), split, optimizer=sgd(), scoring=settings(temperature=0.9), config=CONFIG
+    )
   found = re.findall(r'\bf(?:16|32|64)\[([\d,]+)\]', lowered.compile().as_text())
   shapes = {tuple(map(int, dims.split(','))) for dims in found}
   assert any(vocab in shape for shape in shapes), 'the logits of a chunk should be seen'

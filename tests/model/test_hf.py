@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from earl_jax.config import UserError
-from earl_jax.model import hf, transformer
+from earl_jax.model import hf, hub, transformer
 from earl_jax.model.families import FAMILIES
 from tests.model import checkpoints, reference
 
@@ -110,10 +110,17 @@ def test_tensor_that_the_model_has_no_place_for(tmp_path):
   tensors = checkpoints.write(tmp_path) | {'model.layers.0.self_attn.q_norm.weight': np.ones(6, np.float32)}
   save_file(tensors, tmp_path / 'model.safetensors')
   refused(tmp_path, 'model.layers.0.self_attn.q_norm.weight', 'no place')
-  del tensors['model.layers.0.self_attn.q_norm.weight']
-  tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.ones(3, np.float32)  # files of transformers 3 have it
-  save_file(tensors, tmp_path / 'model.safetensors')
-  hf.load_params(tmp_path, hf.read_config(tmp_path))
+
+
+def test_old_tables_of_rotations_have_to_be_those_of_the_config(tmp_path):
+  tensors, name = checkpoints.write(tmp_path), 'model.layers.0.self_attn.rotary_emb.inv_freq'  # of transformers 3
+  table = (checkpoints.THETA ** (-np.arange(3) / 3)).astype(np.float16)
+  for found in (table, np.ones(3, np.float32), table[:2], table.astype(np.int8)):
+    save_file(tensors | {name: found}, tmp_path / 'model.safetensors')
+    if found is table:
+      hf.load_params(tmp_path, hf.read_config(tmp_path))
+    else:
+      refused(tmp_path, name, 'is not what config.json puts in its place')
 
 
 def test_quantised_weights(tmp_path):
@@ -163,16 +170,16 @@ def test_saving_where_nothing_can_be_written(tmp_path):
 def test_neither_folder_nor_id(model, monkeypatch):
   monkeypatch.setattr('huggingface_hub.snapshot_download', None)
   with pytest.raises(UserError, match=re.escape(f'model {model!r}: no such folder, nor the id')) as caught:
-    hf.locate(model)
+    hub.locate(model)
   assert '\n' not in str(caught.value)
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path, monkeypatch):
   monkeypatch.setattr('huggingface_hub.snapshot_download', None)
-  assert hf.locate(tmp_path) == tmp_path
+  assert hub.locate(tmp_path) == tmp_path
   (tmp_path / 'owner' / 'name').mkdir(parents=True)
   monkeypatch.chdir(tmp_path)
-  assert str(hf.locate('owner/name')) == 'owner/name'
+  assert str(hub.locate('owner/name')) == 'owner/name'
 
 
 def test_an_id_without_network(monkeypatch, tmp_path):
@@ -181,7 +188,7 @@ def test_an_id_without_network(monkeypatch, tmp_path):
   offline = functools.partial(huggingface_hub.snapshot_download, local_files_only=True, cache_dir=tmp_path)
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
   with pytest.raises(UserError, match="model 'owner/name': no such folder, and it cannot be fetched") as caught:
-    hf.locate('owner/name')
+    hub.locate('owner/name')
   assert '\n' not in str(caught.value)
 
 
@@ -193,7 +200,7 @@ def test_an_id_that_the_hub_does_not_know(monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   with pytest.raises(UserError, match="'owner/name': no such folder, and the Hugging Face hub shows you no such model"):
-    hf.locate('owner/name')
+    hub.locate('owner/name')
 
 
 def test_what_is_fetched_from_the_hub(monkeypatch, tmp_path):
@@ -202,7 +209,7 @@ def test_what_is_fetched_from_the_hub(monkeypatch, tmp_path):
 
   asked = {}
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, **kinds: asked.update(kinds) or str(tmp_path))
-  assert hf.locate('owner/name') == tmp_path
+  assert hub.locate('owner/name') == tmp_path
   files = [
       'config.json', 'tokenizer.json', 'model-00001-of-00002.safetensors', 'model.safetensors.index.json',
       'chat_template.jinja', 'modeling.py', 'pytorch_model.bin', 'original/params.json', 'onnx/model.safetensors',
@@ -211,11 +218,25 @@ def test_what_is_fetched_from_the_hub(monkeypatch, tmp_path):
   assert list(huggingface_hub.utils.filter_repo_objects(files, **asked)) == files[:5]
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{}', '{"weight_map": 3}'])
-def test_unreadable_index(sharded, text):
+@pytest.mark.parametrize('text, words', [
+    ('{', 'is no valid JSON'), ('[' * 10**5, 'is no valid JSON'), ('[]', 'holds a list'), ('{}', 'cannot be read'),
+    ('{"weight_map": 3}', 'cannot be read'), ('{"weight_map": {"model.norm.weight": [3]}}', 'cannot be read'),
+    ('{"weight_map": {"model.norm.weight": "../part0.safetensors"}}', 'names of files beside it'),
+])
+def test_unreadable_index(sharded, text, words):
   folder, _ = sharded
   (folder / 'model.safetensors.index.json').write_text(text)
-  refused(folder, 'model.safetensors.index.json cannot be read')
+  refused(folder, 'model.safetensors.index.json', words)
+
+
+def test_tensor_that_the_index_leaves_out(sharded):
+  folder, _ = sharded
+  path = folder / 'model.safetensors.index.json'
+  index = json.loads(path.read_text())
+  del index['weight_map']['lm_head.weight']
+  path.write_text(json.dumps(index))
+  checkpoints.write_config(folder, tied=True)
+  refused(folder, "tensor 'lm_head.weight' of part", 'copy weights and index again')
 
 
 @pytest.mark.parametrize('content', [b'', b'\x00' * 40, None])
@@ -244,10 +265,20 @@ def test_untied_config_with_tied_weights(tmp_path):
   refused(tmp_path, 'lm_head.weight', 'tie_word_embeddings')
 
 
-def test_tied_config_ignores_a_head_in_the_weights(tmp_path):
-  checkpoints.write(tmp_path, tied=False)
+def test_a_head_beside_a_tied_config_has_to_be_the_embedding(tmp_path, monkeypatch):
+  monkeypatch.setattr(hf, 'READ_BYTES', 100)  # two rows at a time
+  tensors = checkpoints.write(tmp_path, tied=False)
   checkpoints.write_config(tmp_path, tied=True)
+  refused(tmp_path, "'lm_head.weight'", 'set tie_word_embeddings to false')
+  head = tensors['model.embed_tokens.weight'].copy()
+  save_file(tensors | {'lm_head.weight': head}, tmp_path / 'model.safetensors')
   assert 'lm_head' not in hf.load_params(tmp_path, hf.read_config(tmp_path))
+  head[-1, -1] += 1
+  save_file(tensors | {'lm_head.weight': head}, tmp_path / 'model.safetensors')
+  refused(tmp_path, "'lm_head.weight'", 'set tie_word_embeddings to false')
+  other = {'other.lm_head.weight': tensors.pop('lm_head.weight')}
+  save_file(tensors | other, tmp_path / 'model.safetensors')
+  refused(tmp_path, "'other.lm_head.weight'", 'no place')
 
 
 @pytest.mark.parametrize('name', sorted(reference.random_tensors(0, tied=False)))
@@ -280,6 +311,9 @@ def test_missing_config(tmp_path):
     dict(architectures=['Qwen2ForSequenceClassification']), dict(model_type='qwen3_moe'),
     dict(quantization_config={'quant_method': 'fp8'}), dict(layer_types=['full_attention', 'sliding_attention']),
     dict(rope_parameters={'full_attention': {'rope_theta': 1e4}}), dict(rope_theta='10000'), dict(rms_norm_eps=0),
+    dict(rope_theta=0), dict(rope_theta=1e60), dict(rms_norm_eps=float('nan')), dict(head_dim=5),
+    dict(vocab_size=10**30), dict(tie_word_embeddings='false'), dict(attention_bias='no'), dict(layer_types=3),
+    dict(use_sliding_window=True, max_window_layers='2'),
 ])
 def test_unsupported_config(tmp_path, change):
   checkpoints.write_config(tmp_path, tied=True, **change)
@@ -340,5 +374,5 @@ def test_defaults_are_those_of_transformers(tmp_path, model_type):
 
 
 def test_head_dim_follows_from_the_hidden_size(tmp_path):
-  checkpoints.write_config(tmp_path, tied=True, head_dim=None)
-  assert hf.read_config(tmp_path).head_dim == 3
+  checkpoints.write_config(tmp_path, tied=True, head_dim=None, hidden_size=16)
+  assert hf.read_config(tmp_path).head_dim == 4

@@ -48,12 +48,13 @@ def run(mesh, folder):
   made_up = np.linspace(-1, 1.4, rows, dtype=np.float32), reference, np.zeros(rows, bool)
   made_up = jax.device_put(made_up, sharding.by_row(mesh))
   order = np.random.default_rng(0).permutation(rows).reshape(2, -1, 8).astype(np.int32)
-  state, metrics = update.update_step(
-      state, Batch(experience.trajectory, *made_up), Split(order, np.full(2, order.shape[1], np.int32)),
-      optimizer=optimizer, scoring=dataclasses.replace(experiment.scoring, rows_per_prompt=1),
-      config=experiment.config.algorithm, mesh=mesh,
-  )
-  with jax.set_mesh(mesh):  # no shardings are given but those of the parameters
+  with jax.set_mesh(mesh):
+    state, metrics = update.update_step(
+        state, Batch(experience.trajectory, *made_up), Split(order, np.full(2, order.shape[1], np.int32)),
+        optimizer=optimizer, scoring=dataclasses.replace(experiment.scoring, rows_per_prompt=1),
+        config=experiment.config.algorithm,
+    )
+    # No shardings are given but those of the parameters.
     tokens, start = np.zeros((8, 4), np.int32), np.zeros(8, np.int32)
     hidden, _ = jax.jit(transformer.apply, static_argnums=0)(core.MODEL, state.params['model'], tokens, start)
   arrays = {'trajectory' + k: v for k, v in names(trajectory).items()}

@@ -237,3 +237,42 @@ def test_half_written_folders_go_only_when_a_run_writes(tmp_path):
   assert half.exists()
   save_after_restoring(tmp_path, 2)
   assert not half.exists()
+
+
+def test_what_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device\nand more')
+
+  save(tmp_path, [1])
+  with pytest.raises(UserError, match='could not be written .*No space left on device.; the one before') as error:
+    with checkpoint.Checkpointer(tmp_path) as checkpointer:
+      checkpointer.restore(ABSTRACT)
+      monkeypatch.setattr(checkpointer._manager, 'save', full)
+      checkpointer.save(2, make_state(2), make_meta(2))
+  assert '\n' not in str(error.value)
+  assert_is_step(restore(tmp_path), 1)
+
+
+def test_the_first_is_read_back(tmp_path, monkeypatch):
+  read, steps = checkpoint.Checkpointer._read, []
+
+  def damaged(self, step, abstract_state):
+    steps.append(step)
+    flip_bit(max(files(tmp_path, step), key=lambda path: path.stat().st_size))
+    return read(self, step, abstract_state)
+
+  monkeypatch.setattr(checkpoint.Checkpointer, '_read', damaged)
+  with pytest.raises(UserError, match='step 3 was written there and cannot be read back .checksum differs'):
+    save(tmp_path, [3])
+  monkeypatch.undo()
+  save(tmp_path / 'other', [1])
+  monkeypatch.setattr(checkpoint.Checkpointer, '_read', damaged)
+  with checkpoint.Checkpointer(tmp_path / 'other') as checkpointer:
+    checkpointer.save(2, make_state(2), make_meta(2))
+  assert steps == [3]
+
+
+def test_a_path_that_is_taken_for_a_pattern(tmp_path):
+  for read_only in (False, True):
+    with pytest.raises(UserError, match=r"with '\[' in it"):
+      checkpoint.Checkpointer(tmp_path / 'run[2]', read_only=read_only)

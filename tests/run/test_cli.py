@@ -1,5 +1,6 @@
 """Command lines: what users get wrong ends in one clear line and status 2."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,7 +9,8 @@ import sys
 import pytest
 
 from earl_jax import evaluate, train
-from earl_jax.config import default_config, parse, stage
+from earl_jax.config import default_config, MeshConfig, parse, stage, UserError
+from earl_jax.devices import sharding
 from earl_jax.run import cli
 from earl_jax.run.workdir import claim_workdir
 from tests.run import tiny
@@ -180,3 +182,33 @@ def test_import_starts_no_device():
   """`prepare_jax` comes after the imports, and must not come too late."""
   code = 'import earl_jax.train; from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())'
   assert subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True).stdout == 'False\n'
+
+
+def test_config_file_that_cannot_open_a_file(fails, tmp_path):
+  path = tmp_path / 'config.py'
+  path.write_text("def get_config():\n  return open('/nowhere/at.all', encoding='utf-8')\n")
+  error = fails(train, f'--config={path}')
+  assert f"{path}, line 2: return open('/nowhere/at.all'" in error and "directory: '/nowhere/at.all'" in error
+
+
+@pytest.mark.parametrize('error, status, told', [
+    (OSError(errno.ENOSPC, 'No space left on device', '/full/file'), 2, 'error: /full/file: No space left on device; '),
+    (KeyboardInterrupt(), 130, 'interrupted'),
+])
+def test_what_ends_a_program(capsys, error, status, told):
+  def main(values):
+    del values
+    raise error
+
+  assert cli.start(main, evaluate.define_flags, ['program', '--workdir=x']) == status
+  err = capsys.readouterr().err
+  assert err.startswith(told) and err.count('\n') == 1
+
+
+def test_no_devices_of_the_kind_that_is_asked_for(monkeypatch):
+  def fail():
+    raise AssertionError
+
+  monkeypatch.setattr(sharding.jax, 'devices', fail)
+  with pytest.raises(UserError, match=r'JAX_PLATFORMS=cpu: JAX finds no device .AssertionError.; install the plugin'):
+    sharding.make_mesh(MeshConfig())

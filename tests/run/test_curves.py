@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from earl_jax import pictures, train
+from earl_jax import train
 from earl_jax.config import UserError
-from earl_jax.run import curves, figures
+from earl_jax.run import cli, curves, figures
+from earl_jax.view import __main__ as view
 from tests.run import tiny
 
 
@@ -80,8 +81,12 @@ def test_older_runs_are_read(workdir, tmp_path):
 
 
 def test_command(workdir, capsys):
-  """`python -m earl_jax.pictures`."""
-  assert pictures.cli.start(pictures.main, pictures.define_flags, ['pictures', f'--workdir={workdir}']) == 0
-  written = capsys.readouterr().out.split()
-  assert written == [str(workdir / 'pictures' / name) for name in ('learning_curve.png', 'trajectory.png')]
-  assert all(open(path, 'rb').read(4) == b'\x89PNG' for path in written)
+  """`python -m earl_jax.view --pictures --algorithm`."""
+  arguments = ['view', f'--workdir={workdir}', '--pictures', '--algorithm=sort2']
+  assert cli.start(view.main, view.define_flags, arguments) == 0
+  out, err = capsys.readouterr()
+  names = ('view.html', 'pictures/learning_curve.png', 'pictures/trajectory.png')
+  assert out.split() == [str(workdir / name) for name in names] and not err
+  assert all(open(workdir / name, 'rb').read(4) == b'\x89PNG' for name in names[1:])
+  text = (workdir / 'view.html').read_text()
+  assert '"task":"sort2","claim":"certified"' in text and '"problems":4' in text

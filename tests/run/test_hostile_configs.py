@@ -10,7 +10,7 @@ import pytest
 from earl_jax import config as config_lib
 from earl_jax import train
 from earl_jax.config import UserError
-from earl_jax.model import hf
+from earl_jax.model import hub
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
 from earl_jax.run import experiment as experiment_lib
@@ -51,7 +51,7 @@ def no_weights_and_no_hub(monkeypatch):
     raise OSError('offline')
 
   monkeypatch.setattr(experiment_lib, '_first_params', begin)
-  monkeypatch.setattr(hf.huggingface_hub, 'snapshot_download', offline)
+  monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', offline)
   monkeypatch.setattr(tokenizer_lib, 'load_tokenizer', functools.cache(tokenizer_lib.load_tokenizer))
   monkeypatch.setenv('XLA_FLAGS', '')
 

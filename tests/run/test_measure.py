@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from earl_jax import evaluate
 from earl_jax.config import UserError
-from earl_jax.run import measure
+from earl_jax.run import measure, saved
 from earl_jax.run.experiment import set_up
 from earl_jax.tasks.base import Column, Example, Outcome
 from earl_jax.tasks.sorting import Compare, Order, Sort
@@ -31,7 +30,7 @@ def test_filling_rows_count_nowhere(run, monkeypatch):
     return outcomes(self, tasks, examples, trajectory)
 
   monkeypatch.setattr(type(experiment), 'outcomes', record)
-  experiment = evaluate.with_room(experiment, [Sort(3), Order(2), Compare(2)], samples=8, response_length=24)
+  experiment = saved.with_room(experiment, [Sort(3), Order(2), Compare(2)], samples=8, response_length=24)
   results = measure.evaluate_policy(experiment, params, [Sort(3), Order(2), Compare(2)], samples=8)
   assert [results[label]['count'] for label in ('sort3', 'order2', 'compare2')] == [12, 8, 8]
   assert len(played) == 28 and len(set(played[:12])) == 12

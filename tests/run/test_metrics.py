@@ -1,6 +1,7 @@
 """Metrics file, events, progress, samples."""
 
 import json
+import os
 import sys
 import time
 
@@ -77,7 +78,6 @@ def test_events(tmp_path):
 def test_only_process_zero_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(metrics.jax, 'process_index', lambda: 1)
   run(tmp_path, 0, 2)
-  metrics.write_samples(tmp_path, 0, ['a'])
   assert not list(tmp_path.iterdir())
 
 
@@ -110,7 +110,38 @@ def test_bar_in_a_terminal(capfd, monkeypatch):
   assert '4/4' in err and '\r' in err and 'sort5' in err
 
 
-def test_samples(tmp_path):
-  metrics.write_samples(tmp_path, 123, ['one', 'two\nlines'])
-  text = (tmp_path / 'samples' / 'step_000123.txt').read_text()
-  assert text == '===== sample 0 =====\none\n===== sample 1 =====\ntwo\nlines\n'
+def test_damaged_lines_are_left_out(tmp_path, caplog):
+  lines = [b'{"step": 0, "text": "a\\u2028b\xe2\x80\xa8c"}\n', b'{"step": \xff}\n', b'[1]\n',
+           b'{"stop": 1}\n', b'{"step": 1}\n']
+  (tmp_path / 'metrics.jsonl').write_bytes(b''.join(lines) + b'{"step": 2')
+  with metrics.MetricsWriter(tmp_path, 9, 2):
+    pass
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
+  assert '3 damaged lines are left out' in caplog.text
+
+
+def test_a_pipe_that_is_gone(monkeypatch):
+  """Whoever read the progress has left: the run goes on."""
+  read, write = os.pipe()
+  os.close(read)
+  with open(write, 'w', encoding='utf-8') as pipe, monkeypatch.context() as patch:
+    patch.setattr(sys, 'stderr', pipe)
+    progress = metrics.ProgressBar(total_steps=2)
+    progress.update(0, {})
+    progress.update(1, {})
+    progress.close()
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), write)
+
+
+def test_numbers_that_have_changed(tmp_path, caplog):
+  with metrics.MetricsWriter(tmp_path, 9) as writer:
+    writer.write(0, {'reward': 1.0})
+    written = writer.written
+    writer.write(1, {'reward': 0.0})
+  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+    assert not caplog.text
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(path.read_bytes().replace(b'1.0', b'7.0'))
+  with metrics.MetricsWriter(tmp_path, 9, 1, written=written):
+    assert 'not what the run has written; its numbers before step 1 may be wrong' in caplog.text

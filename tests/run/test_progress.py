@@ -36,7 +36,7 @@ def test_it_comes_back_through_json(progress):
 
 def test_what_a_checkpoint_is_called_by_stays():
   """Checkpoints of older versions are read too."""
-  assert set(make_progress().to_meta(CONFIG)) == {'stage', 'history', 'steps', 'gains', 'solved', 'rng'}
+  assert set(make_progress().to_meta(CONFIG)) == {'stage', 'history', 'steps', 'gains', 'solved', 'rng', 'config'}
 
 
 def test_random_keys_of_another_kind_are_refused():

@@ -1,13 +1,17 @@
 """The claim on a working folder, and what is read back from it, also from folders of older versions."""
 
 import dataclasses
+import errno
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from earl_jax.config import AlgorithmConfig, Config, MeshConfig, OptimizerConfig, Stage, UserError
 from earl_jax.run import workdir as workdir_lib
-from earl_jax.run.workdir import claim_workdir, read_config, read_modules
+from earl_jax.run.workdir import claim_workdir, hold_workdir, read_config, read_modules, require_written_by
 from tests.run import tiny
 
 CONFIG = Config(curriculum=(Stage(tasks=(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))),))
@@ -167,3 +171,75 @@ def test_a_resumed_run_may_make_room(tmp_path):
   claim_workdir(tmp_path, changed, {})
   with pytest.raises(UserError, match='rollout.group was 16'):
     claim_workdir(tmp_path, dataclasses.replace(changed, rollout=dataclasses.replace(rollout, group=8)), {})
+
+
+@pytest.mark.parametrize('name', ['a[2]', 'a*b', 'a?b', 'a\\b', 'gs:/b', 'a\udcff', 'x/' * 1900])
+def test_a_path_that_checkpoints_cannot_be_read_from(tmp_path, name):
+  with pytest.raises(UserError, match='checkpoints cannot be read from a path .*choose another --workdir') as error:
+    claim_workdir(tmp_path / name, CONFIG, {})
+  assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], 'a+')
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write('process 1 on somewhere')
+file.flush()
+print('held', flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_hold_ends_with_its_process(tmp_path):
+  child = subprocess.Popen(
+      [sys.executable, '-c', HOLDER, tmp_path / 'lock'], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+  )
+  assert child.stdout.readline() == b'held\n'
+  with pytest.raises(UserError, match='another run is going on there .process 1 on somewhere.; stop it first') as error:
+    with hold_workdir(tmp_path):
+      pass
+  assert '\n' not in str(error.value)
+  child.kill()
+  child.communicate()
+  for _ in range(2):
+    with hold_workdir(tmp_path), pytest.raises(UserError, match='another run'):
+      with hold_workdir(tmp_path):
+        pass
+
+
+def test_no_locks(tmp_path, monkeypatch, caplog):
+  def unsupported(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(workdir_lib.fcntl, 'flock', unsupported)
+  with hold_workdir(tmp_path):
+    assert 'this file system has no locks' in caplog.text
+
+
+@pytest.mark.parametrize('name', sorted(FILES))
+def test_a_run_whose_files_are_missing(tmp_path, name):
+  claim_workdir(tmp_path, CONFIG, {})
+  (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
+  (tmp_path / name).unlink()
+  with pytest.raises(UserError, match=f'no readable {name}|{name} is not readable'):
+    claim_workdir(tmp_path, CONFIG, {})
+  assert not (tmp_path / name).exists()
+
+
+def test_a_checkpoint_knows_its_config():
+  path = pathlib.Path('checkpoints', '2')
+  saved = plain(CONFIG)
+  require_written_by(path, None, CONFIG)
+  require_written_by(path, saved, dataclasses.replace(CONFIG, steps=9, model='/elsewhere'))
+  with pytest.raises(UserError, match='checkpoints/2: seed was 0 in this workdir and is 1 now'):
+    require_written_by(path, saved, dataclasses.replace(CONFIG, seed=1))
+
+
+def test_a_text_is_written_whole_or_not(tmp_path):
+  path = tmp_path / 'text'
+  workdir_lib.write_atomically(path, 'old\u2028ü')
+  with pytest.raises(KeyboardInterrupt), workdir_lib.replacing_file(path) as file:
+    file.write(b'half')
+    raise KeyboardInterrupt
+  assert path.read_bytes() == 'old\u2028ü'.encode() and list(tmp_path.iterdir()) == [path]

@@ -8,7 +8,8 @@ from earl_jax.tasks.base import Column, Example, make_task, Outcome, Task
 from earl_jax.testing import check_task
 
 TASKS = [
-    ('sort', {'n': 2}), ('sort', {'n': 5}), ('sort', {'n': 7}), ('order', {'n': 3}), ('compare', {'n': 3}),
+    ('sort', {'n': 2}), ('sort', {'n': 5}), ('sort', {'n': 7}), ('order', {'n': 2}), ('order', {'n': 3}),
+    ('compare', {'n': 3}),
     ('arithmetic', {'digits': 2, 'operators': 2, 'test_operators': 2}), ('countdown', {'numbers': 3, 'digits': 1}),
     ('count', {'digits': 5}),
 ]
@@ -21,6 +22,30 @@ def test_it_keeps_to_the_contract(name, options):
 
 def test_gsm8k_keeps_to_it(gsm8k_dir):
   check_task(make_task('gsm8k', path=str(gsm8k_dir)), examples=20)
+
+
+# Their prompts do not tell what has to be found out; their splits are by what is hidden (see the classes).
+HIDDEN = ('sort', 'compare')
+
+
+def check_prompts(task, examples=500):
+  """No text of a prompt is in two splits, unless every problem is in both and evaluation takes them all."""
+  train, test = ({task.example(seed, split, index).user for seed in (0, 1) for index in range(examples)}
+                 for split in ('train', 'test'))
+  assert task.problems() is not None or not train & test
+
+
+@pytest.mark.parametrize('name, options', [
+    *((name, options) for name, options in TASKS if name not in HIDDEN),
+    ('order', {'n': 5}), ('countdown', {'numbers': 2, 'digits': 1}), ('count', {'digits': 2}),
+    ('arithmetic', {'digits': 1, 'operators': 1, 'test_operators': 1}),
+])
+def test_no_prompt_is_in_two_splits(name, options):
+  check_prompts(make_task(name, **options))
+
+
+def test_no_prompt_of_gsm8k_is_in_two_splits(gsm8k_dir):
+  check_prompts(make_task('gsm8k', path=str(gsm8k_dir)), examples=50)
 
 
 class Echo(Task):

@@ -81,7 +81,8 @@ def test_pure(task):
 
 def test_seed_split_and_index_all_matter(task):
   examples = [task.example(*key) for key in itertools.product((0, 1), ('train', 'test'), range(10))]
-  assert len({(*problem(example), example.user) for example in examples}) == len(examples)
+  different = len({(*problem(example), example.user) for example in examples})
+  assert different == len(examples) or task.label == 'order3' and different > len(examples) - 10  # of 672 there are
 
 
 def test_examples_never_change():
@@ -89,10 +90,11 @@ def test_examples_never_change():
   example = Sort(4).example(0, 'train', 0)
   assert problem(example) == (4, False, (49, 930, 184, -84, 0, 0, 0, 0))
   example = Order(3).example(7, 'test', 123)
-  assert problem(example) == (3, False, (608, 201, 55, 0, 0, 0, 0, 0))
-  assert 'It is known that C < A, B > C, A > B. Put it in ascending order' in example.user
+  assert problem(example) == (3, True, (1, 0, 2, 0, 0, 0, 0, 0))
+  assert 'It is known that A > B, A < C, B < C. Put it in descending order' in example.user
 
 
+@pytest.mark.parametrize('task', [task for task in TASKS if not isinstance(task, Order)], ids=str)
 def test_splits_are_disjoint(task):
   train = {problem(task.example(seed, 'train', index)) for seed in (0, 1) for index in range(2000)}
   test = {problem(task.example(seed, 'test', index)) for seed in (0, 1) for index in range(500)}
@@ -100,6 +102,28 @@ def test_splits_are_disjoint(task):
   # Not by luck: the problem itself says where it belongs.
   for split, problems in (('train', train), ('test', test)):
     assert {split_of(f'{n} {descending} {list(values[:n])}') for n, descending, values in problems} == {split}
+
+
+def test_splits_of_order_are_by_what_is_told():
+  """Every text of three items is in the split that its hash says, and in either all arrangements are asked about."""
+  texts = {split: collections.Counter() for split in ('train', 'test')}
+  for n, draws in (3, 2000), (4, 300):
+    for split, counts in texts.items():
+      for index in range(draws):
+        example = Order(n).example(index % 2, split, index)
+        assert split_of(example.user) == split
+        counts[problem(example), example.user] += 1
+  assert len({user for _, user in texts['train']}) > 500 and len({user for _, user in texts['test']}) > 50
+  for counts in texts.values():  # the text says it all: no user message with two instances
+    assert len({user for _, user in counts}) == len(counts)
+
+
+def test_two_items_cannot_be_split():
+  everything = {example.user for example in Order(2).problems()}
+  assert len(everything) == 8 and len(Order(2, 'ascending').problems()) == 4
+  for split in ('train', 'test'):
+    assert {Order(2).example(0, split, index).user for index in range(100)} == everything
+  assert Order(3).problems() is None
 
 
 def test_one_problem_in_ten_is_for_testing():

@@ -4,6 +4,7 @@ import fractions
 import functools
 import itertools
 import math
+import re
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from earl_jax.environments import base as environments
 from earl_jax.environments.hidden_items import HiddenItems, MAX_ITEMS
 from earl_jax.tasks.sorting import Compare, fewest_swaps, last_answer, Order, Sort, swap_efficiency
 from tests.environments.tokenizers import StubTokenizer
+
+TAG = re.compile('</?answer>')
 
 
 def instance(values, descending=False, asked=(-1, -1)):
@@ -118,6 +121,11 @@ def test_order_reward_by_hand(state, finished, reward):
     ('<answer>A</answer> no, <answer>C</answer>', True, 1.0),  # the last one counts
     ('<answer>C</answer> no, <answer>A</answer>', True, 0.0),
     ('<answer>C</answer> <answer>', True, 1.0),  # the last complete one
+    ('<answer>C</answer></answer>', True, 1.0),
+    ('</answer><answer>C</answer> <answer>A', True, 1.0),
+    ('<answer>A<answer>C</answer>', True, 1.0),  # the first one was never closed
+    ('<answer>A<answer>C</answer>A</answer>', True, 1.0),  # of two inside one another the inner one
+    ('<answer>C</answer> <answer></answer>', True, 0.0),  # complete, and says nothing
     ('<answer>B</answer>', True, 0.0),  # larger than both, but not asked about
     ('<answer>c</answer>', True, 0.0),
     ('<answer>C, A</answer>', True, 0.0),
@@ -135,13 +143,13 @@ def test_compare_reward_by_hand(text, finished, reward):
 @given(st.lists(st.sampled_from(['<answer>', '</answer>', '<', '>', '/', 'A', ' ', '\n']), max_size=30).map(''.join))
 @example('</answer>')
 def test_last_answer_against_all_pairs(text):
-  """By trying every closing tag from the last one back, every opening tag before it from the nearest back."""
+  """By trying every stretch of text: one in tags, with no tag within. The last one counts."""
   found = ''
-  for end in reversed(range(len(text))):
-    if text.startswith('</answer>', end):
-      starts = [s for s in range(end) if text.startswith('<answer>', s) and s + 8 <= end]
-      found = text[starts[-1] + 8:end].strip() if starts else ''
-      break
+  for end in range(len(text)):
+    for start in range(end + 1):
+      inner = text[start:end]
+      if text[:start].endswith('<answer>') and text.startswith('</answer>', end) and not TAG.search(inner):
+        found = inner.strip()
   assert last_answer(text) == found
 
 

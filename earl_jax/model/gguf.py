@@ -1,0 +1,292 @@
+"""GGUF files, as llama.cpp and Ollama have them: configuration, tokenizer and weights in one.
+
+What such a file holds is given as a Hugging Face checkpoint would: fields of config.json, a tokenizer, and tensors by
+their names there. The gguf library reads the file and de-quantises.
+"""
+
+import functools
+import pathlib
+import re
+from typing import Any
+
+import gguf
+import numpy as np
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, Regex, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from earl_jax.config import UserError
+
+__all__ = ['config_fields', 'is_gguf', 'open_file', 'token_ids', 'tokenizer_of']
+
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+SIZES = {  # name in config.json -> key there, behind the architecture
+    'hidden_size': 'embedding_length', 'intermediate_size': 'feed_forward_length', 'num_hidden_layers': 'block_count',
+    'num_attention_heads': 'attention.head_count', 'num_key_value_heads': 'attention.head_count_kv',
+    'head_dim': 'attention.key_length', 'max_position_embeddings': 'context_length',
+    'rms_norm_eps': 'attention.layer_norm_rms_epsilon', 'rope_theta': 'rope.freq_base',
+}
+TOP = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'output': 'lm_head'}
+LAYER = {
+    'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm',
+    'attn_q': 'self_attn.q_proj', 'attn_k': 'self_attn.k_proj', 'attn_v': 'self_attn.v_proj',
+    'attn_output': 'self_attn.o_proj', 'attn_q_norm': 'self_attn.q_norm', 'attn_k_norm': 'self_attn.k_norm',
+    'ffn_gate': 'mlp.gate_proj', 'ffn_up': 'mlp.up_proj', 'ffn_down': 'mlp.down_proj',
+}
+ROPE_FACTORS = 'rope_freqs.weight'  # by what Llama 3 divides each rotation's speed
+LLAMA3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)  # of all its releases
+
+# How texts are cut before byte pairs are merged, by the name that llama.cpp gives it.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CUTS: dict[str, list] = {
+    'gpt-2': [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    'smollm': [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+} | {
+    name: [
+        pre_tokenizers.Split(Regex(_WORDS % digits), 'isolated'),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    for name, digits in (('qwen2', ''), ('llama-bpe', '{1,3}'))
+}
+CONTROL, USER_DEFINED = 3, 4  # kinds of tokens
+
+
+def is_gguf(path: str | pathlib.Path) -> bool:
+  """Whether `path` names such a file."""
+  return pathlib.Path(path).suffix == '.gguf'
+
+
+class File:
+  """Tensors by their names in a Hugging Face checkpoint, read as `safetensors.safe_open` has them read."""
+
+  def __init__(self, path: str | pathlib.Path):
+    """Raises UserError where the file cannot be read, or holds a tensor of no known name."""
+    self._where, self._fields = f'model {str(path)!r}', _fields(path)
+    self._architecture = _architecture(path)
+    self._tensors = {
+        self._name(tensor.name): tensor for tensor in _reader(path).tensors if tensor.name != ROPE_FACTORS
+    }
+
+  def keys(self) -> list[str]:
+    return list(self._tensors)
+
+  def get_slice(self, name: str) -> 'Tensor':
+    """The tensor of that name, of which nothing is read yet.
+
+    Raises:
+      UserError: it is quantised in a way that the gguf library does not know.
+    """
+    tensor, heads = self._tensors[name], None
+    if self._architecture == 'llama' and ('.q_proj.' in name or '.k_proj.' in name):
+      heads = self._fields[f'llama.{SIZES["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]}']
+    return Tensor(self._where, tensor, heads)
+
+  def _name(self, name: str) -> str:
+    found = re.fullmatch(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)', name)
+    layer, kind, rest = found.groups() if found else (None, None, None)
+    if kind not in (TOP if layer is None else LAYER):
+      raise UserError(f'{self._where}: tensor {name!r} has no place in the models supported; use another file')
+    return f'{TOP[kind]}.{rest}' if layer is None else f'model.layers.{layer}.{LAYER[kind]}.{rest}'
+
+
+class Tensor:
+  """One tensor, of which parts are read.
+
+  llama.cpp rotates features 0 and 1, 2 and 3, … of a head of Llama; everyone else the first half against the second.
+  """
+
+  def __init__(self, where: str, tensor: gguf.ReaderTensor, heads: int | None):
+    """`heads`: into which the rows of a projection are divided whose features have to be put in order."""
+    self._tensor, self._heads = tensor, heads
+    try:
+      self._read(slice(0, 1))
+    except (NotImplementedError, KeyError):
+      raise UserError(
+          f'{where}: tensor {tensor.name!r} is quantised as {tensor.tensor_type.name}, which the gguf library does not '
+          'read; use a file of another quantisation, such as Q8_0'
+      ) from None
+
+  def get_shape(self) -> list[int]:
+    return self._tensor.shape[::-1].tolist()
+
+  def get_dtype(self) -> str:
+    return 'F32'  # whatever it was before
+
+  def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+    """float32: rows, and of these columns where there are any."""
+    rows, *columns = index
+    if not self._heads:
+      return self._read(rows)[:, *columns] if columns else self._read(rows)
+    size = self.get_shape()[0] // self._heads
+    row = np.arange(rows.start, rows.stop)
+    half, pair = np.divmod(row % size, size // 2)
+    row = row - row % size + 2 * pair + half
+    first = row.min(initial=rows.start)
+    return self._read(slice(first, row.max(initial=first) + 1))[(row - first, *columns)]
+
+  def _read(self, rows: slice) -> np.ndarray:
+    return gguf.dequantize(self._tensor.data[rows], self._tensor.tensor_type)
+
+
+def open_file(path: str | pathlib.Path) -> File:
+  """The tensors of a file, which is looked through once; raises as `File` does."""
+  path = pathlib.Path(path)
+  return _file(path, _changed(path))
+
+
+def config_fields(path: str | pathlib.Path) -> dict[str, Any]:
+  """What config.json of the same model would say.
+
+  Raises:
+    UserError: no such file or no GGUF, of an architecture not supported, or with positions that are scaled in a way
+      that is not.
+  """
+  fields, architecture = _fields(path), _architecture(path)
+  shapes = {tensor.name: tensor.shape for tensor in _reader(path).tensors}
+  if 'token_embd.weight' not in shapes:
+    raise UserError(f'model {str(path)!r}: tensor token_embd.weight is missing; copy the file again')
+  found = {name: fields.get(f'{architecture}.{key}') for name, key in SIZES.items()}
+  return {name: value for name, value in found.items() if value is not None} | {
+      'model_type': architecture, 'vocab_size': int(shapes['token_embd.weight'][1]),
+      'tie_word_embeddings': 'output.weight' not in shapes, 'eos_token_id': _ends(fields),
+  } | _rope(path, fields, architecture)
+
+
+def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
+  """The tokenizer in the file.
+
+  Raises:
+    UserError: it is no byte-pair encoding with merges, or cuts texts in a way that is not known here.
+  """
+  fields, where = _fields(path), f'tokenizer {str(path)!r}'
+
+  def field(name, kind):
+    value = fields.get(f'tokenizer.{name}')
+    if not isinstance(value, kind):
+      said = 'missing' if value is None else repr(value)[:50]
+      raise UserError(f'{where}: tokenizer.{name} is {said}; use the Hugging Face folder of this model')
+    return value
+
+  if field('ggml.model', str) != 'gpt2':
+    raise UserError(f'{where}: tokenizer.ggml.model={fields["tokenizer.ggml.model"]!r}, supported is gpt2 (byte pairs '
+                    'with merges); use the Hugging Face folder of this model')
+  cut = fields.get('tokenizer.ggml.pre', 'gpt-2')
+  if cut not in CUTS:
+    raise UserError(f'{where}: tokenizer.ggml.pre={cut!r}, supported is {", ".join(CUTS)}; use the Hugging Face folder '
+                    'of this model')
+  tokens, merges = field('ggml.tokens', list), [tuple(pair.split(' ')) for pair in field('ggml.merges', list)]
+  kinds = field('ggml.token_type', list)
+  try:
+    byte_pairs = models.BPE(
+        {token: i for i, token in enumerate(tokens)}, merges, ignore_merges=cut == 'llama-bpe', fuse_unk=False
+    )
+  except Exception as error:  # the Rust library raises bare Exceptions
+    raise UserError(f'{where}: its merges do not fit its tokens ({error}); use another file') from None
+  tokenizer = Tokenizer(byte_pairs)
+  tokenizer.normalizer = normalizers.NFC() if cut == 'qwen2' else None
+  tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(CUTS[cut]), decoders.ByteLevel()
+  tokenizer.add_tokens([
+      AddedToken(token, normalized=False, special=kind == CONTROL)
+      for token, kind in zip(tokens, kinds) if kind in (CONTROL, USER_DEFINED)
+  ])
+  special = {
+      f'{name}_token': tokens[fields[key]]
+      for name, key in (
+          ('bos', 'tokenizer.ggml.bos_token_id'), ('eos', 'tokenizer.ggml.eos_token_id'),
+          ('unk', 'tokenizer.ggml.unknown_token_id'), ('pad', 'tokenizer.ggml.padding_token_id'),
+      )
+      if isinstance(fields.get(key), int) and fields[key] < len(tokens)
+  }
+  return PreTrainedTokenizerFast(
+      tokenizer_object=tokenizer, chat_template=fields.get('tokenizer.chat_template'),
+      clean_up_tokenization_spaces=False, **special,
+  )
+
+
+def token_ids(path: str | pathlib.Path) -> dict[str, int]:
+  """Token -> id, as the file has them."""
+  return {token: i for i, token in enumerate(_fields(path)['tokenizer.ggml.tokens'])}
+
+
+def _ends(fields: dict[str, Any]) -> list[int]:
+  """The tokens that end a turn."""
+  keys = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
+  return list(dict.fromkeys(fields[key] for key in keys if key in fields))
+
+
+def _rope(path: str | pathlib.Path, fields: dict[str, Any], architecture: str) -> dict[str, Any]:
+  """rope_scaling, where positions are scaled."""
+  kind = fields.get(f'{architecture}.rope.scaling.type', 'none')
+  factors = [tensor.data for tensor in _reader(path).tensors if tensor.name == ROPE_FACTORS]
+  if kind != 'none':
+    raise UserError(f'model {str(path)!r}: rope.scaling.type={kind!r}, supported is none; use another file')
+  if not factors:
+    return {}
+  # They are those of config.json's four numbers, worked out. Three of these have always been the same.
+  factor, half = float(np.max(factors[0])), len(factors[0])
+  speed = fields.get(f'{architecture}.{SIZES["rope_theta"]}', 10_000.0) ** (-np.arange(half) / half)
+  low, high, length = LLAMA3.values()
+  kept = np.clip((length * speed / (2 * np.pi) - low) / (high - low), 0, 1)
+  if not np.allclose(factors[0], 1 / (kept + (1 - kept) / factor), rtol=1e-3):
+    raise UserError(
+        f'model {str(path)!r}: {ROPE_FACTORS} is not that of a Llama 3 with {LLAMA3}; use its Hugging Face folder'
+    )
+  return {'rope_scaling': {'rope_type': 'llama3', 'factor': factor} | LLAMA3}
+
+
+def _architecture(path: str | pathlib.Path) -> str:
+  architecture = _fields(path).get('general.architecture')
+  if architecture not in ARCHITECTURES:
+    raise UserError(
+        f'model {str(path)!r}: general.architecture={architecture!r}, supported is {", ".join(ARCHITECTURES)}; use a '
+        'file of that kind'
+    )
+  return architecture
+
+
+def _fields(path: str | pathlib.Path) -> dict[str, Any]:
+  path = pathlib.Path(path)
+  return _contents(path, _changed(path))
+
+
+def _reader(path: str | pathlib.Path) -> gguf.GGUFReader:
+  path = pathlib.Path(path)
+  return _open(path, _changed(path))
+
+
+def _changed(path: pathlib.Path) -> int:
+  """When the file was changed, for what is remembered of it."""
+  try:
+    return path.stat().st_mtime_ns
+  except OSError as error:
+    raise UserError(f'model {str(path)!r} cannot be read ({error.strerror}); give a GGUF file') from None
+
+
+@functools.lru_cache(maxsize=2)
+def _file(path: pathlib.Path, changed: int) -> File:
+  del changed
+  return File(path)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(path: pathlib.Path, changed: int) -> gguf.GGUFReader:
+  """A file of many tokens takes a second to read, so it is read once."""
+  del changed
+  try:
+    reader = gguf.GGUFReader(path)
+    for tensor in reader.tensors:
+      tensor.data[-1:].tobytes()  # whether its end is there
+    return reader
+  except Exception as error:  # a dozen kinds: ValueError, IndexError, UnicodeDecodeError, …
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    raise UserError(f'model {str(path)!r} is no whole GGUF file ({reason}); copy it again') from None
+
+
+@functools.lru_cache(maxsize=2)
+def _contents(path: pathlib.Path, changed: int) -> dict[str, Any]:
+  """Key -> value of all fields."""
+  try:
+    return {name: field.contents() for name, field in _open(path, changed).fields.items()}
+  except (ValueError, IndexError) as error:
+    raise UserError(f'model {str(path)!r}: its fields cannot be read ({error}); copy it again') from None

@@ -1,0 +1,62 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): beside a frozen kernel W stands scale * A B; A and B alone are trained.
+
+An adapter is {'a': float32[L, inputs, R], 'b': float32[L, R, outputs]}, the adapters of a model a dict of them by the
+name of the kernel. Inputs and outputs have the axes of the kernel: of `o`, N and H are inputs, of `q` they are outputs.
+
+Axes: as in `transformer`; R rank.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from earl_jax.config import LoraConfig
+
+INPUTS = {'o': 2}  # how many axes of a kernel, without that of the layers, are inputs; one of all others
+
+Adapters = dict[str, dict[str, jax.Array]]
+
+
+def scale(config: LoraConfig) -> float:
+  """What A B is multiplied by."""
+  return config.alpha / config.rank if config.rank else 0.0
+
+
+def init_adapters(layers: dict, config: LoraConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
+  """New adapters: A is uniform within 1 / sqrt(inputs), B is 0, so that nothing changes at first.
+
+  Args:
+    layers: the layers' parameters, or their shapes.
+    seed: of A.
+  """
+  rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 4])))
+  adapters = {}
+  for name in config.projections:
+    depth, *shape = layers[name]['kernel'].shape
+    inputs, outputs = shape[: INPUTS.get(name, 1)], shape[INPUTS.get(name, 1):]
+    bound = 1 / math.sqrt(math.prod(inputs))
+    a = rng.uniform(-bound, bound, (depth, *inputs, config.rank)).astype(np.float32)
+    adapters[name] = {'a': a, 'b': np.zeros((depth, config.rank, *outputs), np.float32)}
+  return adapters
+
+
+def through(adapter: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+  """dtype[…, outputs]: x […, inputs] through the A and B of one layer, not yet scaled."""
+  a, b = adapter['a'].astype(x.dtype), adapter['b'].astype(x.dtype)
+  return jnp.tensordot(jnp.tensordot(x, a, axes=a.ndim - 1), b, axes=1)
+
+
+def merged(model: dict, adapters: Adapters, scale: float, dtype: str) -> dict:
+  """The parameters of a model in which every adapter has been added to its kernel, those kernels in `dtype`."""
+
+  def one_layer(parts):
+    kernel, adapter = parts
+    return (kernel + scale * jnp.tensordot(adapter['a'], adapter['b'], axes=1)).astype(dtype)
+
+  layers = dict(model['layers'])
+  for name, adapter in adapters.items():
+    # Layer by layer, so that no float32 copy of all of them is in memory.
+    layers[name] = layers[name] | {'kernel': jax.lax.map(one_layer, (layers[name]['kernel'], adapter))}
+  return model | {'layers': layers}
