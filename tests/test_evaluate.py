@@ -118,7 +118,7 @@ def test_room_for_prompts_that_tell_how_environments_are_called(run):
   tasks = [*saved.find_tasks(experiment, ['sort5'])]
   wider = saved.with_room(experiment, tasks, samples=2, response_length=None)
   needed = len(experiment.prompt(tasks[0], tasks[0].example(0, 'test', 0)))
-  assert needed > 2 * run[1].rollout.prompt_length and wider.config.rollout.prompt_length == needed
+  assert needed > run[1].rollout.prompt_length + 20 and wider.config.rollout.prompt_length == needed
   assert wider.config.rollout.response_length == 2 * run[1].rollout.response_length
 
 

@@ -48,7 +48,7 @@ def start(
   try:
     return _run(main, define_flags, list(sys.argv if argv is None else argv))
   except UserError as error:
-    told, status = f'error: {error}', 2
+    told, status = ' '.join(f'error: {error}'.splitlines()), 2  # one line, whatever a value has in it
   except OSError as error:
     if error.errno not in STORAGE:
       raise

@@ -148,15 +148,17 @@ def test_a_later_stage_is_looked_at_before_the_first(model, options, says):
 
 
 def test_demonstrations_of_a_later_stage(model):
-  """What they write is counted without the model, as the decode loop counts it: tests/learning/test_imitation.py."""
+  """Counted without the model: what is said, ` swap A and B => B, A` with its line's end, the end of the sequence."""
+  said, call = ' the order asked for is B, A\n', (' swap', ' A', ' and', ' B', ' => B, A\n')
+  needed = sum(len(core.encode(text)) for text in (said, *call)) + 1
   curriculum = (stage(('sort', {'n': 2}, 1.0)), stage(('order', {'n': 2}, 1.0), steps=3, imitate=True))
-  for length, fits in ((20, False), (21, True)):
+  for length, fits in ((needed - 1, False), (needed, True)):
     config = tiny.parsed(model, curriculum=curriculum, **{'rollout.response_length': length})
     experiment = prepare(config, model, core.one_device())
     if fits:
       experiment.check_problems()
     else:
-      with pytest.raises(UserError, match='response_length=20: a demonstration of order2 does not fit, it has 21 tok'):
+      with pytest.raises(UserError, match=f'={length}: a demonstration of order2 does not fit, it has {needed} tokens'):
         experiment.check_problems()
 
 
