@@ -215,7 +215,7 @@ def table(plan: Plan, config: Config, devices: int) -> str:
 
   lines = [
       f'bytes on each of {devices} device{"s" * (devices > 1)}',
-      f'  parameters (float32)      {gib(plan.parameters)}', f'  optimizer                 {gib(plan.optimizer)}',
+      f'  parameters                {gib(plan.parameters)}', f'  optimizer                 {gib(plan.optimizer)}',
       f'  reference policy          {gib(plan.reference)}', f'  cache of keys and values  {gib(plan.cache)}',
       f'  rollout, at its peak      {gib(plan.rollout)}', f'  update, at its peak       {gib(plan.update)}',
       f'  the run, at its peak      {gib(plan.peak)}',
@@ -236,6 +236,8 @@ def remedies(plan: Plan, config: Config) -> list[str]:
     changes.insert(0, 'config.algorithm.reference_on_host=True')
   if config.dtype == 'float32':
     changes.insert(0, "config.dtype='bfloat16'")
+  if not config.lora.rank:
+    changes.insert(0, 'config.lora.rank=16')
   if plan.update >= plan.rollout + plan.optimizer:
     if config.remat != 'full':
       changes.insert(0, "config.remat='full'")
