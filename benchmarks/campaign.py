@@ -378,7 +378,8 @@ def make(name: str, campaign: Campaign, path: pathlib.Path) -> None:
       result = {'failed': f'{type(error).__name__}: {error}'[:1000]}
     made[draw] = {'draw': draw} | result
     draws = [made[draw] for draw in sorted(made)]
-    write_atomically(path, json.dumps({'row': ROWS[name].title, 'draws': draws}, indent=1) + '\n')
+    text = json.dumps({'row': ROWS[name].title, 'draws': draws}, indent=1) + '\n'
+    write_atomically(path, text.replace(f'{campaign.scratch}/', ''))
 
 
 def table(out: pathlib.Path) -> str:
