@@ -14,6 +14,8 @@ CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'earl_jax' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Tests compile much and compute little: a third of their time goes to what the compiler would do for speed.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 # The first example of a test pays for compilation, so a deadline would only measure that.
 hypothesis.settings.register_profile('default', deadline=None)
