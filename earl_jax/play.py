@@ -29,6 +29,7 @@ from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
 from earl_jax.run.episodes import decisions, visible
 from earl_jax.run.experiment import Experiment, model_folder, prepare
+from earl_jax.run.instances import instance_fields
 from earl_jax.run.samples import options_of
 from earl_jax.run.saved import find_tasks, load, with_lengths
 from earl_jax.run.workdir import look_in_modules, read_config
@@ -163,7 +164,7 @@ def human_plays(experiment: Experiment, problem: Problem) -> None:
   """Somebody at the terminal decides, under the rules that hold for a policy, and is scored like one."""
   interface, decode = experiment.interface, experiment.tokenizer.decode
   space, eos = interface.space, experiment.tokenizer.eos_token_id
-  fields = experiment.instance_fields(experiment.first_examples | {problem.task.label: problem.example})
+  fields = instance_fields(experiment.first_examples | {problem.task.label: problem.example})
   instance = {name: np.zeros_like(value) for name, value in fields.items()} | problem.example.instance
   offered = experiment.offered([problem.task])[0]
   legal, act = jax.jit(interface.legal), jax.jit(interface.act)

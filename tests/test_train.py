@@ -146,6 +146,8 @@ def test_signal_saves(config, whole, tmp_path, monkeypatch, capsys, number):
     os.kill(os.getpid(), number)
     return collect.collect(*args)
 
+  if signal.getsignal(number) is signal.SIG_IGN:  # as nohup starts programs
+    signal.signal(number, signal.SIG_DFL)
   former = signal.getsignal(number)
   with monkeypatch.context() as patch:
     patch.setattr(train, 'collect', interrupted)

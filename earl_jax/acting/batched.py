@@ -75,7 +75,7 @@ def written(
     scripts: the action ids of each row.
   """
   lengths = np.array([len(script) for script in scripts])
-  offered = jnp.tile(jnp.asarray(offered), (len(scripts), 1))
+  instance, offered = jax.tree.map(jnp.asarray, instance), jnp.tile(jnp.asarray(offered), (len(scripts), 1))
   states, environment = reset(interface, instance, offered), jnp.full(len(scripts), LANGUAGE, jnp.int32)
   carry_out = jax.jit(functools.partial(act, interface))
   tokens = [[] for _ in scripts]

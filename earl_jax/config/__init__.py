@@ -195,7 +195,9 @@ class Config:
   evaluate_every: Steps = 20
   checkpoint_every: Steps = 20
   sample_every: Steps = 20
-  trackers: tuple[Literal['tensorboard', 'wandb', 'trackio', 'mlflow'], ...] = ('tensorboard',)
+  trackers: Annotated[
+      tuple[Literal['tensorboard', 'wandb', 'trackio', 'mlflow'], ...], Example("--config.trackers=\"'wandb','mlflow'\"")
+  ] = ('tensorboard',)
   evaluation_prompts: Count = 256
   rollout: RolloutConfig = RolloutConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()

@@ -169,7 +169,7 @@ def test_saving_where_nothing_can_be_written(tmp_path):
 @pytest.mark.parametrize('model', ['missing', 'a/b/c', '/nowhere/at/all', './missing', 'a b/c'])
 def test_neither_folder_nor_id(model, monkeypatch):
   monkeypatch.setattr('huggingface_hub.snapshot_download', None)
-  with pytest.raises(UserError, match=re.escape(f'model {model!r}: no such folder, nor the id')) as caught:
+  with pytest.raises(UserError, match=re.escape(f'model {model!r}: no such folder or GGUF file, nor the id')) as caught:
     hub.locate(model)
   assert '\n' not in str(caught.value)
 
@@ -187,7 +187,7 @@ def test_an_id_without_network(monkeypatch, tmp_path):
 
   offline = functools.partial(huggingface_hub.snapshot_download, local_files_only=True, cache_dir=tmp_path)
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
-  with pytest.raises(UserError, match="model 'owner/name': no such folder, and it cannot be fetched") as caught:
+  with pytest.raises(UserError, match="'owner/name': no such .* file, and it cannot be fetched") as caught:
     hub.locate('owner/name')
   assert '\n' not in str(caught.value)
 
@@ -199,7 +199,7 @@ def test_an_id_that_the_hub_does_not_know(monkeypatch):
     raise huggingface_hub.errors.RepositoryNotFoundError('404 Client Error.', response=mock.MagicMock())
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
-  with pytest.raises(UserError, match="'owner/name': no such folder, and the Hugging Face hub shows you no such model"):
+  with pytest.raises(UserError, match="'owner/name': .* file, and the Hugging Face hub shows you no such model"):
     hub.locate('owner/name')
 
 

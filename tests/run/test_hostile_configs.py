@@ -44,13 +44,13 @@ class BegunError(Exception):
 
 @pytest.fixture(autouse=True)
 def no_weights_and_no_hub(monkeypatch):
-  def begin(*_):
+  def begin(*_, **__):
     raise BegunError
 
   def offline(*_, **__):
     raise OSError('offline')
 
-  monkeypatch.setattr(experiment_lib, '_first_params', begin)
+  monkeypatch.setattr(experiment_lib, 'first_params', begin)
   monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', offline)
   monkeypatch.setattr(tokenizer_lib, 'load_tokenizer', functools.cache(tokenizer_lib.load_tokenizer))
   monkeypatch.setenv('XLA_FLAGS', '')

@@ -172,5 +172,5 @@ def test_an_mlflow_server_that_does_not_answer(monkeypatch):
 
 @pytest.mark.parametrize('given', [('comet',), ('wandb,mlflow',)])
 def test_unknown(given):
-  with pytest.raises(UserError, match='choose among tensorboard, wandb, trackio, mlflow; write several as'):
+  with pytest.raises(UserError, match='choose one of tensorboard, wandb, trackio, mlflow, such as'):
     parse({'trackers': given, 'curriculum': (stage(('sort', {'n': 2}, 1.0)),)})
