@@ -49,6 +49,7 @@ class Run(NamedTuple):
   """A run in processes of its own."""
 
   child: subprocess.Popen
+  listener: subprocess.Popen
   marks: pathlib.Path
   log: pathlib.Path
 
@@ -62,6 +63,7 @@ class Run(NamedTuple):
       return self.child.wait(LIMIT)
     finally:
       self.child.kill()
+      self.listener.wait()
 
   def told(self) -> list[str]:
     """The lines that it wrote, those of its progress left out."""
@@ -99,12 +101,14 @@ class Campaign(NamedTuple):
       command = ['launch/local_multiprocess.sh', str(processes), '1', *command, '--distributed']
     environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', 'GRACE': '3'} | environment
     log = self.scratch / f'{workdir.name}.log'
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None,
+    )
     with log.open('wb') as file:
-      child = subprocess.Popen(
-          command, cwd=ROOT, env=environment, stdout=file, stderr=file,
-          preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None,
-      )
-    return Run(child, marks, log)
+      listener = subprocess.Popen(['cat'], stdin=child.stdout, stdout=file)  # whose files have no limit
+    child.stdout.close()
+    return Run(child, listener, marks, log)
 
   def finish(self, workdir: pathlib.Path, **kwargs) -> Run:
     """Trains to the end."""

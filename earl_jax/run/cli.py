@@ -66,7 +66,7 @@ def _run(
 ) -> int:
   logging.set_verbosity(logging.WARNING)
   logging.get_absl_logger().addFilter(_is_not_told_otherwise)
-  sys.excepthook = _tell_own_errors
+  sys.unraisablehook = _tell_own_errors
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')  # a path or a text need not fit the terminal's encoding
@@ -87,10 +87,10 @@ def _is_not_told_otherwise(record: Any) -> bool:
   return not ('orbax' in record.pathname and record.levelname in ('ERROR', 'CRITICAL'))
 
 
-def _tell_own_errors(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-  """Tells what ends the program. TensorStore's threads come here too, when nobody waits for them after an error."""
+def _tell_own_errors(unraisable: Any) -> None:
+  """Leaves out what TensorStore's threads cannot raise: after an error nobody waits for them any more."""
   if threading.current_thread() is threading.main_thread():
-    sys.__excepthook__(kind, error, trace)
+    sys.__unraisablehook__(unraisable)
 
 
 def define_config(values: flags.FlagValues, argv: list[str], default: str | None = None) -> None:
