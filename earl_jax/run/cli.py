@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import pathlib
+import runpy
 import signal
 import sys
 import threading
@@ -138,8 +139,10 @@ def _describe(error: BaseException, argv: list[str]) -> str:
   """What went wrong while the flags were parsed, with the line of the user's config file if it began there."""
   flag = next((a for a in argv if a.lstrip('-').startswith('config=')), '--config')
   path = _config_path(argv)
-  if isinstance(error, OSError) and not os.path.isfile(path):
-    return f'{flag}: no such file; give the path of a config file'
+  if isinstance(error, OSError):
+    if not os.path.isfile(path):
+      return f'{flag}: no such file; give the path of a config file'
+    error = _error_while_read(path) or error
   for cause in _causes(error):
     if isinstance(cause, SyntaxError):
       return f'{cause.filename}, line {cause.lineno}: {(cause.text or "").strip()}: {cause.msg}'
@@ -148,6 +151,15 @@ def _describe(error: BaseException, argv: list[str]) -> str:
     if inside:
       return f'{path}, line {inside[-1].lineno}: {inside[-1].line}: {_one_line(cause)}'
   return _one_line(error) if isinstance(error, flags.Error) else f'{flag}: {_one_line(error)}'
+
+
+def _error_while_read(path: str) -> Exception | None:
+  """What a config file raises while it is read: config_flags takes any file that is not found for the config file."""
+  try:
+    runpy.run_path(path)
+  except Exception as error:
+    return error
+  return None
 
 
 def _config_path(argv: Sequence[str]) -> str:
@@ -180,6 +192,10 @@ def read_config(values: flags.FlagValues) -> tuple[pathlib.Path, Config]:
   path = pathlib.Path(config_flags.get_config_filename(values['config']).partition(':')[0])
   if not path.is_file():
     raise UserError(f'--config={path}: no such file; give the path of a config file')
+  try:
+    getattr(values.config, 'lock', None)
+  except OSError as error:  # kept by config_flags until somebody looks at the config
+    raise UserError(_describe(error, [f'--config={path}'])) from None
   if not isinstance(values.config, ml_collections.ConfigDict):
     raise UserError(f'--config={path}: get_config() returned no ConfigDict; return earl_jax.config.default_config()')
   return path, config_lib.parse(values.config)
