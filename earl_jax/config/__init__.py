@@ -196,7 +196,8 @@ class Config:
   checkpoint_every: Steps = 20
   sample_every: Steps = 20
   trackers: Annotated[
-      tuple[Literal['tensorboard', 'wandb', 'trackio', 'mlflow'], ...], Example("--config.trackers=\"'wandb','mlflow'\"")
+      tuple[Literal['tensorboard', 'wandb', 'trackio', 'mlflow'], ...],
+      Example("--config.trackers=\"'wandb','mlflow'\""),
   ] = ('tensorboard',)
   evaluation_prompts: Count = 256
   rollout: RolloutConfig = RolloutConfig()

@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import pathlib
+import runpy
 import signal
 import sys
 import threading
@@ -70,7 +71,7 @@ def _run(
 ) -> int:
   logging.set_verbosity(logging.WARNING)
   logging.get_absl_logger().addFilter(_is_not_told_otherwise)
-  sys.excepthook = _tell_own_errors
+  sys.unraisablehook = _tell_own_errors
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')  # a path or a text need not fit the terminal's encoding
@@ -92,10 +93,10 @@ def _is_not_told_otherwise(record: Any) -> bool:
   return not ('orbax' in record.pathname and record.levelname in ('ERROR', 'CRITICAL'))
 
 
-def _tell_own_errors(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-  """Tells what ends the program. TensorStore's threads come here too, when nobody waits for them after an error."""
+def _tell_own_errors(unraisable: Any) -> None:
+  """Leaves out what TensorStore's threads cannot raise: after an error nobody waits for them any more."""
   if threading.current_thread() is threading.main_thread():
-    sys.__excepthook__(kind, error, trace)
+    sys.__unraisablehook__(unraisable)
 
 
 def define_config(values: flags.FlagValues, argv: list[str], default: str | None = None) -> None:
@@ -145,8 +146,10 @@ def _describe(error: BaseException, argv: list[str]) -> str:
   """What went wrong while the flags were parsed, with the line of the user's config file if it began there."""
   flag = next((a for a in argv if a.lstrip('-').startswith('config=')), '--config')
   path = _config_path(argv)
-  if isinstance(error, OSError) and not os.path.isfile(path):
-    return f'{flag}: no such file; give the path of a config file'
+  if isinstance(error, OSError):
+    if not os.path.isfile(path):
+      return f'{flag}: no such file; give the path of a config file'
+    error = _error_while_read(path) or error
   for cause in _causes(error):
     if isinstance(cause, SyntaxError):
       return f'{cause.filename}, line {cause.lineno}: {(cause.text or "").strip()}: {cause.msg}'
@@ -161,6 +164,15 @@ def _at_home(argument: str) -> str:
   """--config=~/… with the user's home: the shell leaves it, for it stands within a word."""
   flag, equals, value = argument.partition('=')
   return f'{flag}={os.path.expanduser(value)}' if flag.lstrip('-') == 'config' and equals else argument
+
+
+def _error_while_read(path: str) -> Exception | None:
+  """What a config file raises while it is read: config_flags takes any file that is not found for the config file."""
+  try:
+    runpy.run_path(path)
+  except Exception as error:
+    return error
+  return None
 
 
 def _config_path(argv: Sequence[str]) -> str:
@@ -193,6 +205,10 @@ def read_config(values: flags.FlagValues) -> tuple[pathlib.Path, Config]:
   path = pathlib.Path(config_flags.get_config_filename(values['config']).partition(':')[0])
   if not path.is_file():
     raise UserError(f'--config={path}: no such file; give the path of a config file')
+  try:
+    getattr(values.config, 'lock', None)
+  except OSError as error:  # kept by config_flags until somebody looks at the config
+    raise UserError(_describe(error, [f'--config={path}'])) from None
   if not isinstance(values.config, ml_collections.ConfigDict):
     raise UserError(f'--config={path}: get_config() returned no ConfigDict; return earl_jax.config.default_config()')
   return path, config_lib.parse(values.config)

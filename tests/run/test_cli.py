@@ -225,11 +225,16 @@ def test_import_starts_no_device():
   assert subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, capture_output=True, text=True).stdout == 'False\n'
 
 
-def test_config_file_that_cannot_open_a_file(fails, tmp_path):
+@pytest.mark.parametrize('text, line', [
+    ("def get_config():\n  return open('/nowhere/at.all', encoding='utf-8')\n", 2),
+    ("TEXT = open('/nowhere/at.all', encoding='utf-8')\ndef get_config():\n  pass\n", 1),
+])
+@pytest.mark.parametrize('more', [[], ['--config.seed=1']])
+def test_config_file_that_cannot_open_a_file(fails, tmp_path, text, line, more):
   path = tmp_path / 'config.py'
-  path.write_text("def get_config():\n  return open('/nowhere/at.all', encoding='utf-8')\n")
-  error = fails(train, f'--config={path}')
-  assert f"{path}, line 2: return open('/nowhere/at.all'" in error and "directory: '/nowhere/at.all'" in error
+  path.write_text(text)
+  error = fails(train, f'--config={path}', *more)
+  assert f'{path}, line {line}: ' in error and 'FileNotFoundError' in error and "'/nowhere/at.all'" in error
 
 
 @pytest.mark.parametrize('error, status, told', [
