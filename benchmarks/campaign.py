@@ -2,10 +2,10 @@
 
   python -m benchmarks.campaign [--only=kill,signal] [--out=benchmarks/results/campaign] [--scratch=runs/campaign]
 
-Every row is a number of draws, each made from its own number alone; a draw that is in the row's JSON file is not made
-again, so the same command goes on after a stop. All use the tiny config of tests/run/tiny.py, whose run takes seconds.
-Rows that mount a file system are left out where that is not allowed. At the end the table of docs/reliability.md is
-written from all JSON files there are.
+Every row is a number of draws, each made from its own number alone. A draw that is in the row's JSON file is not made
+again unless it failed, so the same command goes on after a stop, and tries again what was mended. All use the tiny
+config of tests/run/tiny.py, whose run takes seconds. Rows that mount a file system need the right to. At the end the
+table of docs/reliability.md is written from all JSON files there are.
 """
 
 from collections.abc import Callable
@@ -369,14 +369,17 @@ ROWS = {
 
 def make(name: str, campaign: Campaign, path: pathlib.Path) -> None:
   """Makes the draws of a row that are not made yet. A draw that fails is written down with what was wrong."""
-  draws = json.loads(path.read_text(encoding='utf-8'))['draws'] if path.exists() else []
-  for draw in tqdm(range(len(draws), ROWS[name].count), desc=name, initial=len(draws), total=ROWS[name].count):
+  saved = json.loads(path.read_text(encoding='utf-8'))['draws'] if path.exists() else []
+  made = {draw['draw']: draw for draw in saved if 'failed' not in draw}
+  for draw in tqdm([draw for draw in range(ROWS[name].count) if draw not in made], desc=name):
     try:
       result = ROWS[name].draw(campaign, draw)
     except Exception as error:  # whatever it is, it is what was looked for
       result = {'failed': f'{type(error).__name__}: {error}'[:1000]}
-    draws.append({'draw': draw, **result})
-    write_atomically(path, json.dumps({'row': ROWS[name].title, 'draws': draws}, indent=1) + '\n')
+    made[draw] = {'draw': draw} | result
+    draws = [made[draw] for draw in sorted(made)]
+    text = json.dumps({'row': ROWS[name].title, 'draws': draws}, indent=1) + '\n'
+    write_atomically(path, text.replace(f'{campaign.scratch}/', ''))
 
 
 def table(out: pathlib.Path) -> str:

@@ -28,7 +28,11 @@ from tests.run import tiny
 def compiled_once(config: Config):
   """Runs of this config compile their programs once: they are compiled for an interface and an optimizer."""
   shared, _ = set_up(config)
-  make = functools.cache(learner.make_optimizer)
+  original, made = learner.make_optimizer, {}
+
+  def make(config):
+    settings = config.optimizer, config.steps, config.algorithm.mini_batches
+    return made.setdefault(settings, original(config))
 
   def cheap(config):
     experiment, params = set_up(config)

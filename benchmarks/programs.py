@@ -10,10 +10,12 @@ import optax
 
 from earl_jax.acting import policy, rollout
 from earl_jax.config import AlgorithmConfig, Config, RolloutConfig, Stage
+from earl_jax.devices import sharding
 from earl_jax.learning import update
 from earl_jax.learning.batches import abstract_batch, Split, split_rows
 from earl_jax.model import attention, transformer
 from earl_jax.run.experiment import EMBEDDED, Experiment, prepare
+from earl_jax.run.first_params import abstract_params
 from earl_jax.run.problems import abstract_rollout, draw
 
 
@@ -41,8 +43,14 @@ def random_params(experiment: Experiment, key: jax.Array) -> policy.Params:
 
 def abstract_state(experiment: Experiment) -> update.TrainState:
   """Shapes and shardings of the state."""
-  params = jax.eval_shape(functools.partial(random_params, experiment), jax.random.key(0))
-  return update.abstract_state(params, optimizer(), experiment.mesh)
+  return update.abstract_state(abstract_policy(experiment), optimizer(), experiment.mesh)
+
+
+def abstract_policy(experiment: Experiment) -> policy.Params:
+  """Shapes and shardings of all parameters."""
+  shapes = abstract_params(experiment.config, experiment.model, experiment.interface)
+  places = sharding.tree_shardings(experiment.mesh, shapes)
+  return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
 def random_state(experiment: Experiment) -> update.TrainState:
@@ -71,13 +79,15 @@ def split(experiment: Experiment) -> Split:
 def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
   """'rollout' and 'update', from shapes alone."""
   config, step = experiment.config.rollout, advance(experiment)
-  state, prompts = abstract_state(experiment), draw(experiment, stage=0, step=0).prompts
-  batch = abstract_batch(abstract_rollout(experiment, state.params), sharding=experiment.rows)
+  params, state = abstract_policy(experiment), abstract_state(experiment)
+  _, frozen = policy.split(params)
+  prompts = draw(experiment, stage=0, step=0).prompts
+  batch = abstract_batch(abstract_rollout(experiment, params), sharding=experiment.rows)
   rows = jax.device_put(np.arange(len(batch.advantages), dtype=np.int32), experiment.rows)
   decoding = experiment.decoding(config.group, config.temperature)
   play = rollout.remembered_rollout if experiment.config.algorithm.counterfactual else rollout.rollout
   with jax.set_mesh(experiment.mesh):
     return {
-        'rollout': play.lower(state.params, prompts, rows, jax.random.key(0), decoding=decoding),
-        'update': step.func.lower(state, batch, split(experiment), **step.keywords),
+        'rollout': play.lower(params, prompts, rows, jax.random.key(0), decoding=decoding),
+        'update': step.func.lower(state, batch, split(experiment), frozen, **step.keywords),
     }

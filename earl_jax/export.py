@@ -61,7 +61,7 @@ def export(
     else:
       first, *others = experiment.end_tokens
       end = [first, *others] if others else first  # as config.json has it
-      whole = policy.merged(params, experiment.model, 'float32')['model']
+      whole = policy.merged(params, experiment.model)['model']
       hf.write_checkpoint(new, experiment.model, whole, end, max_bytes)
     experiment.tokenizer.save_pretrained(new)
     described = expanded_head.manifest(experiment.interface, config.interface)

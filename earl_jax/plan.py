@@ -30,6 +30,7 @@ from earl_jax.learning.batches import abstract_batch, half_width
 from earl_jax.model import transformer
 from earl_jax.run import cli
 from earl_jax.run.experiment import check_mesh, Experiment, MIN_ROWS, model_folder, prepare
+from earl_jax.run.first_params import abstract_params
 from earl_jax.run.problems import abstract_rollout
 
 GIB = 2**30
@@ -43,7 +44,8 @@ class Plan(NamedTuple):
   """Bytes on one device, and FLOPs of one step on all of them.
 
   Attributes:
-    parameters, optimizer, reference: they stay for the whole run; the reference is 0 where it waits on the host.
+    parameters, optimizer, reference: they stay for the whole run; the reference is 0 where it waits on the host. With
+      adapters, the optimizer's and the reference's are those of what is trained.
     cache: keys and values in the decode loop.
     rollout, update: what each program takes at its peak, its arguments included.
     peak: the larger of the two, with what waits beside it.
@@ -114,11 +116,12 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
   half = half_width(batch.trajectory.slots, config.rollout.prompt_length)
 
   def kept(model, batch):
-    def loss(params, batch):
+    def loss(trained, frozen, batch):
       settings = dataclasses.replace(scoring, model=model)
-      return update.loss_and_metrics(params, batch, 1, scoring=settings, config=config.algorithm)[0]
+      return update.loss_and_metrics(frozen | trained, batch, 1, scoring=settings, config=config.algorithm)[0]
 
-    arrays = [(x, divided(x.shape, model, tensor) * x.dtype.itemsize) for x in residuals(loss, params, batch)]
+    found = residuals(loss, *policy.split(params), batch)
+    arrays = [(x, divided(x.shape, model, tensor) * x.dtype.itemsize) for x in found]
     layers = [size // model.num_hidden_layers for x, size in arrays if x.shape[:1] == (model.num_hidden_layers,)]
     return sum(size for _, size in arrays), layers
 
@@ -131,14 +134,12 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
 
 def make(experiment: Experiment, mesh: AbstractMesh) -> Plan:
   """The plan of a run on `mesh`. The experiment's own mesh, of one device, only serves to trace the programs."""
-  config, model, interface = experiment.config, experiment.model, experiment.interface
-  params = jax.eval_shape(
-      lambda key: policy.init_params(transformer.init_params(model, key), interface.space, interface.tied),
-      jax.random.key(0),
-  )
-  states = jax.eval_shape(update.make_optimizer(config).init, params)
+  config = experiment.config
+  params = abstract_params(config, experiment.model, experiment.interface)
+  trained, _ = policy.split(params)
+  states = jax.eval_shape(update.make_optimizer(config).init, trained)
   parameters, optimizer = on_device(mesh, params), on_device(mesh, states)
-  reference = 0 if config.algorithm.reference_on_host or not config.algorithm.kl else parameters
+  reference = 0 if config.algorithm.reference_on_host or not config.algorithm.kl else on_device(mesh, trained)
   trajectory = abstract_rollout(experiment, params)
   decoding = rollout_bytes(experiment, mesh, params, trajectory)
   learning = optimizer + update_bytes(experiment, mesh, params, trajectory)
@@ -187,9 +188,9 @@ def rollout_bytes(experiment: Experiment, mesh: AbstractMesh, params: Any, traje
 
 def update_bytes(experiment: Experiment, mesh: AbstractMesh, params: Any, trajectory: Any) -> int:
   """What the update takes on one device at its peak, parameters included, the optimizer's state not."""
-  weights, parts = on_device(mesh, params), shares(mesh)
+  weights, trained, parts = on_device(mesh, params), on_device(mesh, policy.split(params)[0]), shares(mesh)
   batch = size_of(trajectory) // parts + 2 * 4 * len(trajectory.end) * experiment.slots // parts
-  gradients = 3 * weights  # their sum, and those of a micro-batch at either width
+  gradients = 3 * trained  # their sum, and those of a micro-batch at either width
   micro_batch = experiment.config.algorithm.micro_batch // parts
   return weights + batch + gradients + backward(experiment, params, trajectory, micro_batch, mesh.shape['tensor'])
 
@@ -198,7 +199,8 @@ def flops(experiment: Experiment, params: Any) -> tuple[float, float]:
   """FLOPs of a step on all devices: forward passes of the decode loop; all passes of reference and update."""
   config, model = experiment.config, experiment.model
   rows = config.rollout.prompts * config.rollout.group
-  used = size_of(params) // 4 - (params['model']['embedding'].size if 'lm_head' in params['model'] else 0)
+  used = sum(x.size for x in jax.tree.leaves(params))
+  used -= params['model']['embedding'].size if 'lm_head' in params['model'] else 0
   attention = 4 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * experiment.slots / 2
   forward = 2 * used + attention  # a token; a slot sees half of all slots on average
   passes = 3 + (config.remat == 'full') + (config.algorithm.kl > 0)
@@ -213,7 +215,7 @@ def table(plan: Plan, config: Config, devices: int) -> str:
 
   lines = [
       f'bytes on each of {devices} device{"s" * (devices > 1)}',
-      f'  parameters (float32)      {gib(plan.parameters)}', f'  optimizer                 {gib(plan.optimizer)}',
+      f'  parameters                {gib(plan.parameters)}', f'  optimizer                 {gib(plan.optimizer)}',
       f'  reference policy          {gib(plan.reference)}', f'  cache of keys and values  {gib(plan.cache)}',
       f'  rollout, at its peak      {gib(plan.rollout)}', f'  update, at its peak       {gib(plan.update)}',
       f'  the run, at its peak      {gib(plan.peak)}',
@@ -234,6 +236,8 @@ def remedies(plan: Plan, config: Config) -> list[str]:
     changes.insert(0, 'config.algorithm.reference_on_host=True')
   if config.dtype == 'float32':
     changes.insert(0, "config.dtype='bfloat16'")
+  if not config.lora.rank:
+    changes.insert(0, 'config.lora.rank=16')
   if plan.update >= plan.rollout + plan.optimizer:
     if config.remat != 'full':
       changes.insert(0, "config.remat='full'")

@@ -43,7 +43,7 @@ class Database(HostEnvironment):
     return self._connection.execute(query, (value,)).fetchone()[0]
 
   def reset(self, instance: base.Instance) -> dict:
-    return {'value': instance['value'], 'query': [], 'last': [], 'said': None, 'queries': 0}
+    return {'value': instance['value'], 'query': [], 'last': [], 'queries': 0}
 
   def valid_actions(self, state: dict) -> list[bool]:
     return [word in CHOICES[len(state['query'])] for word in WORDS]
@@ -53,22 +53,21 @@ class Database(HostEnvironment):
     if len(query) < len(CHOICES):
       state['query'] = query
       return '', False
-    said = self.answer(*query, state['value'])
-    state.update(query=[], last=query, said=said, queries=state['queries'] + 1)
-    return f' {state["value"]}: {said}\n', True
+    state.update(query=[], last=query, queries=state['queries'] + 1)
+    return f' {state["value"]}: {self.answer(*query, state["value"])}\n', True
 
 
 class Question(base.Task):
   """The largest, the smallest or the number of some values in a table that the policy cannot see."""
 
-  name, numbered = 'sqlite', 'digits'
+  name = label = 'sqlite'
   environments = (Database,)
   reads_text = True
   columns = (base.Column('queries', '{:.2f}'),)
   cost = 'queries'
 
-  def __init__(self, digits: int = 2):
-    self.label, self._below, self._database = f'sqlite{digits}', 10**digits, Database()
+  def __init__(self):
+    self._database = Database()
 
   def example(self, seed: int, split: str, index: int) -> base.Example:
     rng = base.random_generator(seed, split, index)
@@ -77,29 +76,32 @@ class Question(base.Task):
       function, table, column, operator = query
       question = f'In {table}, give the {function} of {column} {OPERATORS[operator]} {value} after ####.'
       answer = self._database.answer(*query, value)
-      if answer is not None and answer < self._below and base.split_of(question) == split:
+      if answer is not None and base.split_of(question) == split:
         numbers = {'value': value, 'answer': answer, 'query': [WORDS.index(word) for word in query]}
         return base.Example(base.SYSTEM, question, {name: np.int32(x) for name, x in numbers.items()})
 
+  def demonstration(self, seed: int, split: str, index: int, variant: int) -> list[str | base.Call]:
+    instance = self.example(seed, split, index).instance
+    return [base.Call('database', tuple(map(int, instance['query']))), f' #### {instance["answer"]}']
+
   def outcome(self, instance: base.Instance, states: dict, text: str, finished: bool) -> base.Outcome:
-    state, wanted, told = states['Database'].value, instance['query'], expressions.last_answer(text)
-    exact = bool(finished) and told == str(instance['answer'])
+    exact = bool(finished) and expressions.last_answer(text) == str(instance['answer'])
+    state, wanted = states['Database'].value, instance['query']
     right = sum(word == WORDS[i] for word, i in zip(state['last'], wanted)) / len(wanted)
-    # A guess is worth no more than what was right of the query, and that it is what the database said.
-    partly = finished * (right + (told == str(state['said']))) / 4
-    reward = (1 + 1 / state['queries']) / 2 if exact and right == 1 else partly
+    # A guess is worth no more than the share of the query that was right: at most a quarter.
+    reward = (1 + 1 / state['queries']) / 2 if exact and right == 1 else finished * right / 4
     return base.Outcome(reward, exact, {'queries': float(state['queries'])})
 
 
 def get_config():
-  """Answers of one digit first. As in `lookup.py` nothing keeps the words of the base model (kl = 0)."""
+  """As in `lookup.py` nothing keeps the words of the base model (kl = 0).
+
+  Without the demonstrations it learns to ask, and then says the same number whatever the answer.
+  """
   config = config_lib.embedded_config()
-  config.curriculum = (
-      config_lib.stage(('sqlite:Question', {'digits': 1}, 1.0), until=0.8),
-      config_lib.stage(('sqlite:Question', {'digits': 2}, 1.0)),
-  )
-  config.steps, config.stop_at_solved, config.evaluate_every = 200, True, 10
-  config.algorithm.update(kl=0.0, entropy=0.05, rewrite_fraction=0.5)
-  config.optimizer.learning_rate = 1e-3
+  task = 'sqlite:Question', {}, 1.0
+  config.curriculum = (config_lib.stage(task, imitate=True, steps=40), config_lib.stage(task))
+  config.steps, config.stop_at_solved, config.evaluate_every = 120, True, 10
+  config.algorithm.update(kl=0.0, entropy=0.03)
   config.rollout.update(prompt_length=80, response_length=64)
   return config

@@ -21,6 +21,7 @@ from tests.run import tiny
     (1, ('configs/sort4.py', 'embedded')),
     (4, ('configs/countdown3.py', 'embedded', 'remat="full"', 'mesh.fsdp=4')),
     (4, ('configs/sort4.py', '512', 'mesh.data=2', 'mesh.tensor=2')),
+    (1, ('configs/sort4.py', 'embedded', 'lora.rank=8')),
 ])
 def test_within_a_tenth_of_the_compiler(devices, arguments):
   environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu'}

@@ -56,7 +56,8 @@ class Policy(NamedTuple):
   @classmethod
   def prepared(cls, params: policy.Params, decoding: Decoding) -> 'Policy':
     """From parameters that are `sharding.gathered`."""
-    return cls(decoder.prepare(decoding.model, params['model'], decoding.slots), policy.heads(params))
+    weights = decoder.prepare(decoding.model, params['model'], decoding.slots, params.get('adapters', {}))
+    return cls(weights, policy.heads(params))
 
 
 class Rows(NamedTuple):

@@ -5,6 +5,7 @@ Sampling, training log-probabilities and CPO's position scores all come from `di
 Axes: D hidden, V vocabulary (ids of the tokenizer), E expanded actions; `…` any leading axes.
 """
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -42,12 +43,13 @@ def split(params: Params) -> tuple[Params, Params]:
   return tuple({key: x for key, x in params.items() if (key in frozen) == kept} for kept in (False, True))
 
 
-def merged(params: Params, model: transformer.ModelConfig, dtype: str) -> Params:
-  """The same policy without adapters: what they do has become part of the model, whose kernels are in `dtype` then."""
+def merged(params: Params, model: transformer.ModelConfig) -> Params:
+  """The same policy without adapters: what they do has become part of the model, those kernels in float32."""
   if 'adapters' not in params:
     return params
   rest = {key: x for key, x in params.items() if key != 'adapters'}
-  return rest | {'model': lora.merged(params['model'], params['adapters'], model.adapter_scale, dtype)}
+  merge = functools.partial(lora.merged, scale=model.adapter_scale, dtype='float32')
+  return rest | {'model': rest['model'] | {'layers': jax.vmap(merge)(rest['model']['layers'], params['adapters'])}}
 
 
 def heads(params: Params) -> Params:

@@ -92,7 +92,7 @@ def resume(
     prompts: of its rows [G, …].
     key: with `fork.rows` it fixes all randomness.
   """
-  params = _ready(params, decoding)
+  params = gathered(params, decoding.model.dtype)
   whole, memory = batch
   count, length = len(whole.end), prompts.tokens.shape[1]
   old = take_rows(whole, fork.rows)
@@ -118,7 +118,7 @@ def resume(
 
 
 def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decoding) -> tuple[Trajectory, Memory]:
-  params = _ready(params, decoding)
+  params = gathered(params, decoding.model.dtype)
   hidden, keys_values = read_prompts(decoding.model, params, prompts.tokens, prompts.start)
   length = prompts.tokens.shape[1]
   prompt = decoder.parts(keys_values, jnp.arange(length) >= prompts.start[:, None])
@@ -135,12 +135,6 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   nothing['tokens'] = nothing['tokens'].at[:, :length].set(prompts.tokens)
   empty = Trajectory(start=prompts.start, end=first, finished=episodes.finished, states=states, **nothing)
   return _trajectory(episodes, first, empty, first), Memory(prompt, episodes.cache)
-
-
-def _ready(params: policy.Params, decoding: Decoding) -> policy.Params:
-  """Parameters for the loop: without adapters, whole along fsdp, in the dtype of the computation."""
-  dtype = decoding.model.dtype
-  return gathered(policy.merged(params, decoding.model, dtype), dtype)
 
 
 def _row_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:

@@ -164,11 +164,12 @@ def tensor_shards() -> int:
 def gathered(params: Any, dtype: str) -> Any:
   """Parameters for a loop that uses them again and again: whole along fsdp, and in the dtype of the computation.
 
-  Gathered and cast once, not at every turn. The scales of norms stay float32.
+  Gathered and cast once, not at every turn. The scales of norms stay float32, and so do adapters.
   """
+
   def leaf(path, x):
     axes = _logical_axes(path, x)
-    x = x if _names(path)[-1] == 'scale' else x.astype(dtype)
+    x = x if _names(path)[-1] in ('scale', 'a', 'b') else x.astype(dtype)
     return constrain(x, *(None if RULES.get(name) == 'fsdp' else name for name in axes))
 
   return jax.tree_util.tree_map_with_path(leaf, params)

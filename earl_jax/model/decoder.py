@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.devices.sharding import constrain, tensor_shards
-from earl_jax.model import attention
+from earl_jax.model import attention, lora
 from earl_jax.model.attention import Part
 from earl_jax.model.transformer import KeysValues, ModelConfig, rms_norm, rotary, Rotation, rotation
 
@@ -63,13 +63,14 @@ class Cache(NamedTuple):
   values: tuple[jax.Array, ...]
 
 
-def prepare(config: ModelConfig, params: dict, slots: int) -> Weights:
-  """The weights of a parameter tree that is `sharding.gathered`, for positions below `slots`."""
+def prepare(config: ModelConfig, params: dict, slots: int, adapters: lora.Adapters | None = None) -> Weights:
+  """The weights of a parameter tree that is `sharding.gathered`, for positions below `slots`; adapters are merged."""
   # One product is faster than three. Heads that are shared out over devices stay apart.
   together = tensor_shards() == 1
 
   def layer(i):
-    tree = jax.tree.map(lambda x: x[i], params['layers'])
+    tree, own = jax.tree.map(lambda x: x[i], (params['layers'], adapters or {}))
+    tree = lora.merged(tree, own, config.adapter_scale, config.dtype)
     qkv = [_flat(tree[name]) for name in 'qkv']
     gate_up = [tree[name]['kernel'] for name in ('gate', 'up')]
     if together:

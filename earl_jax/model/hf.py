@@ -14,7 +14,6 @@ from typing import Any
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
@@ -24,7 +23,7 @@ from earl_jax.model import gguf, transformer
 from earl_jax.model.families import config_fields, read_config, read_json, shown, told
 from earl_jax.model.transformer import ModelConfig
 
-__all__ = ['load_params', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
+__all__ = ['abstract_params', 'load_params', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'  # of a checkpoint in several files
@@ -80,15 +79,14 @@ def load_params(
   """
   folder = pathlib.Path(folder)
   files = _files(folder)
-  shapes = traverse_util.flatten_dict(_shapes(config))
+  shapes = traverse_util.flatten_dict(abstract_params(config, dtype))
   _check(folder, files, config, shapes)
   places = shardings and traverse_util.flatten_dict(shardings)
 
   def leaf(path: tuple[str, ...], shape: tuple[int, ...]):
     def read(index: tuple[slice, ...]) -> np.ndarray:
       index = [slice(*s.indices(size)) for s, size in zip(index, shape)]
-      kind = np.float32 if path[-1] in ('scale', 'bias') else jnp.dtype(dtype)
-      out = np.empty([s.stop - s.start for s in index], kind)
+      out = np.empty([s.stop - s.start for s in index], shapes[path].dtype)
       stacked = path[0] == 'layers'
       for at, layer in enumerate(range(shape[0])[index[0]] if stacked else [None]):
         name, there, here = _source(path, layer)
@@ -219,9 +217,15 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
 
 
-def _shapes(config: ModelConfig) -> dict:
-  """The parameter tree, as shapes: which tensors there are follows from it."""
-  return jax.eval_shape(functools.partial(transformer.init_params, config), jax.random.key(0))
+def abstract_params(config: ModelConfig, dtype: str = 'float32') -> dict:
+  """The parameter tree, as shapes: which tensors there are follows from it. Norms and biases are float32."""
+
+  def leaf(path, x):
+    kind = np.float32 if path[-1].key in ('scale', 'bias') else dtype
+    return jax.ShapeDtypeStruct(x.shape, kind)
+
+  shapes = jax.eval_shape(functools.partial(transformer.init_params, config), jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def _source(path: tuple[str, ...], layer: int | None) -> tuple[str, str, str]:

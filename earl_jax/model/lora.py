@@ -48,15 +48,11 @@ def through(adapter: dict[str, jax.Array], x: jax.Array) -> jax.Array:
   return jnp.tensordot(jnp.tensordot(x, a, axes=a.ndim - 1), b, axes=1)
 
 
-def merged(model: dict, adapters: Adapters, scale: float, dtype: str) -> dict:
-  """The parameters of a model in which every adapter has been added to its kernel, those kernels in `dtype`."""
+def merged(layer: dict, adapters: Adapters, scale: float, dtype: str) -> dict:
+  """One layer in which every adapter has been added to its kernel, those kernels in `dtype`."""
 
-  def one_layer(parts):
-    kernel, adapter = parts
-    return (kernel + scale * jnp.tensordot(adapter['a'], adapter['b'], axes=1)).astype(dtype)
+  def kernel_of(name: str) -> jax.Array:
+    a, b = adapters[name]['a'], adapters[name]['b']
+    return (layer[name]['kernel'] + scale * jnp.tensordot(a, b, axes=1)).astype(dtype)
 
-  layers = dict(model['layers'])
-  for name, adapter in adapters.items():
-    # Layer by layer, so that no float32 copy of all of them is in memory.
-    layers[name] = layers[name] | {'kernel': jax.lax.map(one_layer, (layers[name]['kernel'], adapter))}
-  return model | {'layers': layers}
+  return layer | {name: layer[name] | {'kernel': kernel_of(name)} for name in adapters}

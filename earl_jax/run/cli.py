@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -68,7 +69,8 @@ def _run(
     argv: list[str],
 ) -> int:
   logging.set_verbosity(logging.WARNING)
-  logging.get_absl_handler().addFilter(_is_not_told_otherwise)
+  logging.get_absl_logger().addFilter(_is_not_told_otherwise)
+  sys.excepthook = _tell_own_errors
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')  # a path or a text need not fit the terminal's encoding
@@ -88,6 +90,12 @@ def _run(
 def _is_not_told_otherwise(record: Any) -> bool:
   """Whether a record is logged: what Orbax's threads log of an error is raised as well, and told in one line then."""
   return not ('orbax' in record.pathname and record.levelname in ('ERROR', 'CRITICAL'))
+
+
+def _tell_own_errors(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+  """Tells what ends the program. TensorStore's threads come here too, when nobody waits for them after an error."""
+  if threading.current_thread() is threading.main_thread():
+    sys.__excepthook__(kind, error, trace)
 
 
 def define_config(values: flags.FlagValues, argv: list[str], default: str | None = None) -> None:

@@ -24,11 +24,11 @@ from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.interfaces.tagged import TaggedInterface
 from earl_jax.learning.batches import rows_per_prompt
-from earl_jax.model import attention, hf, hub, lora, peft, transformer
+from earl_jax.model import attention, hf, hub, lora
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
-from earl_jax.run import expanded_head
 from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts
+from earl_jax.run.first_params import first_params
 from earl_jax.run.instances import instance_fields
 from earl_jax.run.rewards import checked
 from earl_jax.run.worked_example import worked_example
@@ -324,24 +324,4 @@ def set_up(config: Config, begins: bool = True) -> tuple[Experiment, policy.Para
   experiment = prepare(config, folder, sharding.make_mesh(config.mesh))
   if begins:
     experiment.check_problems()
-  return experiment, _first_params(experiment, folder)
-
-
-def _first_params(experiment: Experiment, folder: pathlib.Path) -> policy.Params:
-  """The checkpoint's parameters, and its expanded head where it comes from a run with the same actions."""
-  mesh, model, interface, lora_config = experiment.mesh, experiment.model, experiment.interface, experiment.config.lora
-  shapes = jax.eval_shape(functools.partial(transformer.init_params, model), jax.random.key(0))
-  dtype = model.dtype if lora_config.rank else 'float32'
-  weights = hf.load_params(folder, model, sharding.tree_shardings(mesh, shapes), dtype)
-  params = policy.init_params(weights, interface.space, interface.tied)
-  if lora_config.rank:
-    params['adapters'] = lora.init_adapters(weights['layers'], lora_config, experiment.config.seed)
-    if lora_config.adapters:
-      folder = lora_config.adapters
-      params['adapters'] = peft.read_adapters(folder, params['adapters'], lora_config)
-  described = expanded_head.manifest(interface, experiment.config.interface)
-  shape = params['expanded_head'].shape if 'expanded_head' in params else None
-  trained = expanded_head.read(pathlib.Path(folder), described, shape)
-  if trained is not None:
-    params['expanded_head'] = trained
-  return jax.device_put(params, sharding.tree_shardings(mesh, params))
+  return experiment, first_params(config, experiment.model, experiment.interface, folder, mesh=experiment.mesh)

@@ -42,7 +42,7 @@ def test_new_adapters_change_nothing():
 @pytest.mark.parametrize('names', [('q',), ('o', 'down'), LoraConfig.projections])
 def test_merged_is_unmerged(names):
   chosen = {name: adapters()[name] for name in names}
-  merged = lora.merged(core.params(1)['model'], chosen, MODEL.adapter_scale, 'float32')
+  merged = policy.merged(core.params(1) | {'adapters': chosen}, MODEL)['model']
   got = hidden(MODEL, adapters=chosen)
   chex.assert_trees_all_close(got, hidden(core.MODEL, merged), atol=1e-5)
   assert np.abs(got - hidden(core.MODEL)).max() > 1e-2
@@ -51,7 +51,7 @@ def test_merged_is_unmerged(names):
 def test_a_kernel_gets_scale_times_a_b():
   for name, adapter in adapters().items():
     kernel = np.asarray(core.params(1)['model']['layers'][name]['kernel'])
-    merged = lora.merged(core.params(1)['model'], {name: adapter}, MODEL.adapter_scale, 'float32')
+    merged = policy.merged(core.params(1) | {'adapters': {name: adapter}}, MODEL)['model']
     for layer, (a, b) in enumerate(zip(np.asarray(adapter['a']), np.asarray(adapter['b']))):
       change = 7 / 3 * a.reshape(-1, 3) @ b.reshape(3, -1)
       chex.assert_trees_all_close(
@@ -62,7 +62,7 @@ def test_a_kernel_gets_scale_times_a_b():
 def test_split_and_merged_leave_policies_without_adapters_alone():
   params = core.params(1)
   assert policy.split(params) == (params, {})
-  assert policy.merged(params, MODEL, 'float32') is params
+  assert policy.merged(params, MODEL) is params
   trained, frozen = policy.split(params | {'adapters': {}})
   assert set(trained) == {'adapters', 'expanded_head'} and set(frozen) == {'model'}
 

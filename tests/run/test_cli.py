@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -252,3 +253,14 @@ def test_no_devices_of_the_kind_that_is_asked_for(monkeypatch):
   monkeypatch.setattr(sharding.jax, 'devices', fail)
   with pytest.raises(UserError, match=r'JAX_PLATFORMS=cpu: JAX finds no device .AssertionError.; install the plugin'):
     sharding.make_mesh(MeshConfig())
+
+
+@pytest.mark.parametrize('path, level, shown', [
+    ('orbax/future.py', logging.ERROR, False), ('orbax/future.py', logging.WARNING, True),
+    ('earl_jax/train.py', logging.ERROR, True),
+])
+def test_errors_of_background_threads_are_told_once(path, level, shown):
+  """They are raised as well."""
+  assert cli.start(evaluate.main, evaluate.define_flags, ['program', '--help']) == 0
+  record = logging.LogRecord('absl', level, path, 1, 'failed', None, None)
+  assert bool(logging.getLogger('absl').filter(record)) == shown

@@ -91,7 +91,7 @@ def test_export_merges_or_writes_adapters(ran, base, tmp_path):
   config, workdir, trained = ran
   export.export(trained.experiment, trained.params, tmp_path / 'whole')
   experiment, params = set_up(tiny.parsed(tmp_path / 'whole'))
-  merged = policy.merged(trained.params, trained.experiment.model, 'float32')
+  merged = policy.merged(trained.params, trained.experiment.model)
   chex.assert_trees_all_equal(params, merged)
   export.export(trained.experiment, trained.params, tmp_path / 'adapters', adapters=True)
   _, params = set_up(tiny.parsed(base, **{'lora.rank': 2, 'lora.adapters': str(tmp_path / 'adapters')}))
@@ -115,7 +115,7 @@ def test_logits_of_peft_and_transformers(ran, base, tmp_path, adapters):
   tokens = rng.integers(500, size=(1, 20))
   with torch.no_grad():
     expected = model.eval()(torch.tensor(tokens)).logits.numpy()
-  merged = policy.merged(params, experiment.model, 'float32')['model']
+  merged = policy.merged(params, experiment.model)['model']
   hidden, _ = transformer.apply(experiment.model, merged, tokens, np.zeros(1, np.int32))
   chex.assert_trees_all_close(hidden @ transformer.output_embedding(merged).T, expected, atol=1e-4, rtol=0)
 

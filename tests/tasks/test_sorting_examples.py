@@ -94,7 +94,7 @@ def test_examples_never_change():
   assert 'It is known that A > B, A < C, B < C. Put it in descending order' in example.user
 
 
-@pytest.mark.parametrize('task', [task for task in TASKS if not isinstance(task, Order)], ids=str)
+@pytest.mark.parametrize('task', [task for task in TASKS if not isinstance(task, Order)], ids=lambda task: task.label)
 def test_splits_are_disjoint(task):
   train = {problem(task.example(seed, 'train', index)) for seed in (0, 1) for index in range(2000)}
   test = {problem(task.example(seed, 'test', index)) for seed in (0, 1) for index in range(500)}
