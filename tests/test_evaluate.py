@@ -74,9 +74,9 @@ def test_a_config_that_was_edited(run, monkeypatch, capsys, tmp_path):
   shutil.copytree(run[0], tmp_path / 'run')
   path = tmp_path / 'run' / 'config.json'
   text = path.read_text('utf-8')
-  path.write_text(text.replace('"temperature": 1.0', '"temperature": 0.5'), 'utf-8')
+  path.write_text(text.replace('"entropy": 0.05', '"entropy": 0.06'), 'utf-8')
   assert evaluate_in((tmp_path / 'run',), monkeypatch) == 2
-  assert 'checkpoints/1: rollout.temperature was 1.0 in this workdir and is 0.5 now' in capsys.readouterr().err
+  assert 'checkpoints/1: algorithm.entropy was 0.05 in this workdir and is 0.06 now' in capsys.readouterr().err
 
 
 def test_own_tasks_by_default(run, monkeypatch):

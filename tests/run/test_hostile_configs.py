@@ -1,5 +1,6 @@
 """Whatever a config says, a run begins or one line says what to mend, and no folder is claimed before that is known."""
 
+import dataclasses
 import functools
 import string
 
@@ -33,7 +34,7 @@ ANYTHING = st.recursive(
     ), max_leaves=8,
 )
 GROUPS = {'': config_lib.Config} | {
-    name: type(getattr(config_lib.Config(), name)) for name in ('rollout', 'algorithm', 'optimizer', 'mesh')
+    field.name: field.type for field in dataclasses.fields(config_lib.Config) if dataclasses.is_dataclass(field.type)
 }
 FIELDS = [f'{group}.{name}'.lstrip('.') for group, kind in GROUPS.items() for name in kind.__dataclass_fields__]
 
