@@ -74,6 +74,8 @@ def collect(experiment: Experiment, params: policy.Params, problems: Problems, p
   rewards = np.array([outcome.reward for outcome in outcomes], np.float32)
   by_group = rewards.reshape(-1, config.rollout.group)
   advantages = np.asarray(group_advantages(by_group, config.algorithm.advantage)).reshape(-1)
+  if imitates:  # demonstrations are learned from whatever they are worth: none is left out for an advantage of 0
+    advantages = np.ones_like(advantages)
   exact_match = _exact_match_by_label(problems.tasks, outcomes)
   metrics = _factual_metrics(factual, outcomes, by_group)
   metrics |= {f'exact_match/{label}': value for label, value in exact_match.items()}

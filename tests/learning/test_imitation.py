@@ -9,6 +9,7 @@ import pytest
 
 from earl_jax import train
 from earl_jax.config import stage, UserError
+from earl_jax.learning.batches import split_rows
 from earl_jax.run.collect import collect
 from earl_jax.run.experiment import set_up
 from earl_jax.run.problems import draw
@@ -68,6 +69,15 @@ def test_demonstrations_of_one_problem_differ(demonstrated):
   actions = np.asarray(experience.trajectory.actions).reshape(len(tasks), experiment.config.rollout.group, -1)
   for task, rows in zip(tasks, actions):
     assert len(np.unique(rows, axis=0)) > 1 or task.name in ('order', 'arithmetic', 'countdown')
+
+
+def test_no_demonstration_is_left_out(demonstrated):
+  """All of a group are right, so that none is better than the others."""
+  experiment, *_, experience = demonstrated
+  algorithm = dataclasses.replace(experiment.config.algorithm, skip_zero=True)
+  config = dataclasses.replace(experiment.config, algorithm=algorithm)
+  split = split_rows(config, 0, experience.advantages, experience.trajectory.end)
+  assert (split.counts == split.rows.shape[1]).all()
 
 
 def test_what_is_demonstrated_is_legal(demonstrated):
