@@ -120,7 +120,8 @@ class Campaign(NamedTuple):
   def finish_steps(self, workdir: pathlib.Path, steps: int) -> None:
     """Trains so many steps; what follows goes on from there."""
     run = self.start(workdir, f'--config.steps={steps}')
-    assert run.end() == 0, run.told()[-3:]
+    status = run.end()
+    assert status == 0, f'{workdir}: status {status}: {run.told()[-3:]}'
 
   def reference(self, processes: int = 1) -> pathlib.Path:
     """The workdir of a run that nothing happened to."""

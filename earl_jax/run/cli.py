@@ -30,6 +30,9 @@ STORAGE = {
     errno.EPERM, errno.EROFS, errno.ESTALE,
 }
 
+# Settings of JAX that cannot be others: states are saved in 32 bits, and libraries rely on promotion.
+NEEDED = {'jax_enable_x64': False, 'jax_numpy_rank_promotion': 'allow', 'jax_numpy_dtype_promotion': 'standard'}
+
 
 MOST_DEVICES = 256  # that a CPU pretends to have
 
@@ -222,7 +225,10 @@ def prepare_jax(config: Config) -> None:
     token. XLA_FLAGS in the environment is left alone.
   - Compiled programs are kept in the user's cache folder, so that a second start is fast. JAX_COMPILATION_CACHE_DIR
     chooses another place.
+  - Settings of the environment that these programs cannot run under have no effect.
   """
+  for name, value in NEEDED.items():
+    jax.config.update(name, value)
   if 'XLA_FLAGS' not in os.environ:
     asked = math.prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size > 0)
     asked = min(asked, MOST_DEVICES)  # more are refused when the mesh is made

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from absl import flags
+import jax
 import pytest
 
 from earl_jax import __main__, evaluate, train
@@ -217,6 +218,12 @@ def test_xla_flags_of_the_user_stay(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--mine')
   cli.prepare_jax(parse({**default_config().to_dict(), 'curriculum': (stage(('sort', {'n': 2}, 1.0)),)}))
   assert os.environ['XLA_FLAGS'] == '--mine'
+
+
+def test_settings_of_the_environment_that_cannot_be():
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  cli.prepare_jax(tiny.parsed('unused'))
+  assert jax.config.jax_numpy_rank_promotion == 'allow' and not jax.config.jax_enable_x64
 
 
 def test_import_starts_no_device():
