@@ -123,6 +123,8 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
   """
   try:
     rest = values(argv)[1:]
+    if 'config' in values:
+      hasattr(values.config, 'steps')  # raises what the file has raised of the system's, which is kept back till then
   except Exception as error:  # a config file is a program: it can raise anything
     raise UserError(_describe(error, argv)) from None
   if rest:
