@@ -79,7 +79,7 @@ def test_it_is_trained_from_a_folder_that_is_not_the_repository(name, tmp_path, 
   tiny.write_model(tmp_path / 'model')
   assert cli.start(train.main, train.define_flags, [
       'train', f'--config={tiny.ROOT / "examples" / name}.py', '--config.model=model', '--config.steps=1',
-      '--config.rollout.prompts=4', '--config.rollout.group=2', '--config.rollout.response_length=48',
+      '--config.rollout.prompts=4', '--config.rollout.group=2', '--config.rollout.response_length=40',
       '--config.rollout.chunk=8', '--config.algorithm.mini_batches=1', '--config.algorithm.micro_batch=8',
       '--config.evaluation_prompts=8', '--config.evaluate_every=2',
   ]) == 0
