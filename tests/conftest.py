@@ -23,6 +23,19 @@ hypothesis.settings.register_profile('ci', deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile('ci' if os.environ.get('CI') else 'default')
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Files of a minute or more. They begin first: a process that has one left at the end keeps the other waiting.
+LONG = (
+    'multi_device/test_processes.py', 'multi_device/test_meshes.py', 'learning/test_imitation.py', 'test_train.py',
+    'test_examples.py', 'environments/test_calculator.py', 'acting/test_rollout.py', 'learning/test_update.py',
+    'test_notebook.py', 'run/test_lora.py', 'test_outside.py', 'acting/test_resume.py',
+    'multi_device/test_collectives.py', 'test_qwen_run.py', 'learning/test_precision.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Long files first; all others stay in their order."""
+  places = {ROOT / 'tests' / name: place for place, name in enumerate(LONG)}
+  items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.fixture(autouse=True, scope='module')
