@@ -64,6 +64,9 @@ def act(
   return jax.vmap(interface.act)(environment, _remembered(interface, states, deciding), offered, action)
 
 
+_act = jax.jit(act, static_argnames='interface')  # compiled once for all tasks of a run
+
+
 def written(
     interface: ExpandedInterface, instance: dict[str, jax.Array], offered: jax.Array, scripts: list[list[int]]
 ) -> list[list[int]]:
@@ -77,12 +80,11 @@ def written(
   lengths = np.array([len(script) for script in scripts])
   instance, offered = jax.tree.map(jnp.asarray, instance), jnp.tile(jnp.asarray(offered), (len(scripts), 1))
   states, environment = reset(interface, instance, offered), jnp.full(len(scripts), LANGUAGE, jnp.int32)
-  carry_out = jax.jit(functools.partial(act, interface))
   tokens = [[] for _ in scripts]
   for i in range(max(lengths)):
     deciding = jnp.asarray(i < lengths)
     action = jnp.array([script[i] if i < len(script) else 0 for script in scripts], jnp.int32)
-    effect = carry_out(deciding, environment, states, offered=offered, action=action)
+    effect = _act(interface, deciding, environment, states, offered=offered, action=action)
     environment, states = effect.environment, effect.states
     new, counts = np.asarray(effect.tokens), np.asarray(effect.length)
     for row in np.flatnonzero(deciding):

@@ -1,4 +1,4 @@
-"""Rows of batches on the mesh: some taken, put back, chosen, or joined. A batch is any tree of arrays [B, …]."""
+"""Rows of batches on the mesh: some of them taken, put back, or joined. A batch is any tree of arrays [B, …]."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-__all__ = ['choose', 'copy', 'join', 'replace', 'take']
+__all__ = ['copy', 'join', 'replace', 'take']
 
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -22,12 +22,6 @@ def take(tree: Any, rows: jax.Array, sharding: NamedSharding) -> Any:
 def replace(tree: Any, rows: jax.Array, new: Any) -> Any:
   """Rows int32[…] become those of `new`; rows beyond the end are dropped. The old buffers are used again."""
   return jax.tree.map(lambda old, x: old.at[rows].set(x, mode='drop'), tree, new)
-
-
-@jax.jit
-def choose(which: jax.Array, new: Any, old: Any) -> Any:
-  """The rows of `new` where bool[B] says so, elsewhere those of `old`."""
-  return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, old)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -61,6 +61,10 @@ class ExpandedInterface:
     """The action ids that lead from language into external environment `environment`, counted from 0."""
     return [self.space.vocab_size + environment]
 
+  def offers(self, names: Sequence[str]) -> np.ndarray:
+    """bool[R]: which environments are named."""
+    return np.array([environment.spec.name in names for environment in self.environments], bool)
+
   def instructions(self, offered: Sequence[str]) -> str:
     """A sentence for each environment offered: what it is for, and how a call reads."""
     sentences = []

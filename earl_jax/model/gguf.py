@@ -72,11 +72,7 @@ class File:
     return list(self._tensors)
 
   def get_slice(self, name: str) -> 'Tensor':
-    """The tensor of that name, of which nothing is read yet.
-
-    Raises:
-      UserError: it is quantised in a way that the gguf library does not know.
-    """
+    """The tensor of that name, of which nothing is read yet."""
     tensor, heads = self._tensors[name], None
     if self._architecture == 'llama' and ('.q_proj.' in name or '.k_proj.' in name):
       heads = self._fields[f'llama.{SIZES["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]}']
@@ -98,20 +94,21 @@ class Tensor:
 
   def __init__(self, where: str, tensor: gguf.ReaderTensor, heads: int | None):
     """`heads`: into which the rows of a projection are divided whose features have to be put in order."""
-    self._tensor, self._heads = tensor, heads
-    try:
-      self._read(slice(0, 1))
-    except (NotImplementedError, KeyError):
-      raise UserError(
-          f'{where}: tensor {tensor.name!r} is quantised as {tensor.tensor_type.name}, which the gguf library does not '
-          'read; use a file of another quantisation, such as Q8_0'
-      ) from None
+    self._where, self._tensor, self._heads = where, tensor, heads
 
   def get_shape(self) -> list[int]:
     return self._tensor.shape[::-1].tolist()
 
   def get_dtype(self) -> str:
-    return 'F32'  # whatever it was before
+    """F32, whatever it was before; raises UserError where the gguf library does not read that."""
+    try:
+      self._read(slice(0, 1))
+    except (NotImplementedError, KeyError):
+      raise UserError(
+          f'{self._where}: tensor {self._tensor.name!r} is quantised as {self._tensor.tensor_type.name}, which the '
+          'gguf library does not read; use a file of another quantisation, such as Q8_0'
+      ) from None
+    return 'F32'
 
   def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
     """float32: rows, and of these columns where there are any."""

@@ -24,21 +24,32 @@ def scale(config: LoraConfig) -> float:
   return config.alpha / config.rank if config.rank else 0.0
 
 
-def init_adapters(layers: dict, config: LoraConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
+def adapter_shapes(layers: dict, config: LoraConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+  """Shapes of adapters beside the kernels of `layers`, which may be shapes too."""
+  shapes = {}
+  for name in config.projections:
+    depth, *shape = layers[name]['kernel'].shape
+    inputs, outputs = shape[: INPUTS.get(name, 1)], shape[INPUTS.get(name, 1):]
+    sizes = {'a': (depth, *inputs, config.rank), 'b': (depth, config.rank, *outputs)}
+    shapes[name] = {part: jax.ShapeDtypeStruct(size, np.float32) for part, size in sizes.items()}
+  return shapes
+
+
+def init_adapters(
+    shapes: dict[str, dict[str, jax.ShapeDtypeStruct]], config: LoraConfig, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
   """New adapters: A is uniform within 1 / sqrt(inputs), B is 0, so that nothing changes at first.
 
   Args:
-    layers: the layers' parameters, or their shapes.
+    shapes: see `adapter_shapes`.
     seed: of A.
   """
   rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 4])))
   adapters = {}
   for name in config.projections:
-    depth, *shape = layers[name]['kernel'].shape
-    inputs, outputs = shape[: INPUTS.get(name, 1)], shape[INPUTS.get(name, 1):]
-    bound = 1 / math.sqrt(math.prod(inputs))
-    a = rng.uniform(-bound, bound, (depth, *inputs, config.rank)).astype(np.float32)
-    adapters[name] = {'a': a, 'b': np.zeros((depth, config.rank, *outputs), np.float32)}
+    a, b = shapes[name]['a'].shape, shapes[name]['b'].shape
+    bound = 1 / math.sqrt(math.prod(a[1:-1]))
+    adapters[name] = {'a': rng.uniform(-bound, bound, a).astype(np.float32), 'b': np.zeros(b, np.float32)}
   return adapters
 
 

@@ -6,15 +6,13 @@ Tasks and environments may be anybody's programs, which can raise anything: here
 from collections.abc import Callable, Iterator
 import contextlib
 
-import numpy as np
-
 from earl_jax import finder
 from earl_jax.acting import batched
 from earl_jax.action_space import Encode
 from earl_jax.config import Config, UserError
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.run.instances import form, instance_fields, side_by_side
-from earl_jax.tasks.base import all_problems, environments_of, Example, Instance, Task
+from earl_jax.tasks.base import all_problems, environment_names, Example, Instance, Task
 
 __all__ = ['check_demonstrations', 'check_instances', 'check_prompt', 'check_prompts']
 
@@ -35,7 +33,7 @@ def check_instances(examples: dict[str, Example], tasks: list[Task], interface: 
   built = {environment.spec.name: environment for environment in interface.environments}
   for task in tasks:
     instance = examples[task.label].instance
-    for name in (environment.spec.name for environment in environments_of(task)):
+    for name in environment_names(task):
       with _told_of(task, f', in the environment {name!r}'):
         try:
           built[name].check(instance)
@@ -95,8 +93,7 @@ def check_demonstrations(
         steps = task.demonstration(config.seed, 'train', index, index % config.rollout.group)
         scripts.append(interface.script(steps, encode))
         instances.append(task.example(config.seed, 'train', index).instance)
-    names = [environment.spec.name for environment in environments_of(task)]
-    offered = np.array([environment.spec.name in names for environment in interface.environments], bool)
+    offered = interface.offers(environment_names(task))
     tokens = batched.written(interface, side_by_side(instances, fields), offered, scripts)
     slots = 1 + max(map(len, tokens))  # the end of sequence too
     if slots > config.rollout.response_length:

@@ -210,10 +210,6 @@ def read_config(values: flags.FlagValues) -> tuple[pathlib.Path, Config]:
   path = pathlib.Path(config_flags.get_config_filename(values['config']).partition(':')[0])
   if not path.is_file():
     raise UserError(f'--config={path}: no such file; give the path of a config file')
-  try:
-    getattr(values.config, 'lock', None)
-  except OSError as error:  # kept by config_flags until somebody looks at the config
-    raise UserError(_describe(error, [f'--config={path}'])) from None
   if not isinstance(values.config, ml_collections.ConfigDict):
     raise UserError(f'--config={path}: get_config() returned no ConfigDict; return earl_jax.config.default_config()')
   return path, config_lib.parse(values.config)

@@ -32,7 +32,7 @@ from earl_jax.run.first_params import first_params
 from earl_jax.run.instances import instance_fields
 from earl_jax.run.rewards import checked
 from earl_jax.run.worked_example import worked_example
-from earl_jax.tasks.base import environments_of, Example, make_task, Outcome, Task
+from earl_jax.tasks.base import environment_names, environments_of, Example, make_task, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
 MIN_ROWS = 32
@@ -108,8 +108,7 @@ class Experiment:
 
   def offered(self, tasks: Sequence[Task]) -> np.ndarray:
     """bool[G, R]: which environments the tasks offer."""
-    names = [e.spec.name for e in self.interface.environments]
-    return np.array([[name in _offered_names(task) for name in names] for task in tasks])
+    return np.array([self.interface.offers(environment_names(task)) for task in tasks])
 
   def encode_prompts(self, tasks: Sequence[Task], examples: Sequence[Example]) -> Prompts:
     """Left-padded prompts, on the mesh. Instance fields that a task lacks are 0.
@@ -142,7 +141,7 @@ class Experiment:
     """The token ids of one problem."""
     told = [example.system]
     if self.config.instructions:
-      told.append(self.interface.instructions(_offered_names(task)))
+      told.append(self.interface.instructions(environment_names(task)))
     if self.config.worked_example:
       told.append(_worked_example(self, task))
     return _cached_prompt(self.tokenizer, ' '.join(filter(None, told)), example.user, task.assistant_start)
@@ -234,11 +233,6 @@ def _worked_example(experiment: Experiment, task: Task) -> str:
   return worked_example(
       task, experiment.config.seed, experiment.first_examples, experiment.interface, experiment.tokenizer
   )
-
-
-@functools.cache
-def _offered_names(task: Task) -> tuple[str, ...]:
-  return tuple(environment.spec.name for environment in environments_of(task))
 
 
 def model_folder(config: Config) -> pathlib.Path:

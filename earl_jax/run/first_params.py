@@ -21,7 +21,7 @@ def abstract_params(config: Config, model: ModelConfig, interface: ExpandedInter
   weights = hf.abstract_params(model, model.dtype if config.lora.rank else 'float32')
   params = jax.eval_shape(lambda weights: policy.init_params(weights, interface.space, interface.tied), weights)
   if config.lora.rank:
-    params['adapters'] = lora.init_adapters(weights['layers'], config.lora, config.seed)
+    params['adapters'] = lora.adapter_shapes(weights['layers'], config.lora)
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
 
 
@@ -40,11 +40,11 @@ def first_params(
   places = sharding.tree_shardings(mesh, shapes)
   weights = hf.load_params(folder, model, places['model'], str(shapes['model']['embedding'].dtype))
   params = policy.init_params(weights, interface.space, interface.tied)
-  if config.lora.rank:
-    params['adapters'] = lora.init_adapters(weights['layers'], config.lora, config.seed)
   if config.lora.adapters:
     folder = pathlib.Path(config.lora.adapters)
-    params['adapters'] = peft.read_adapters(folder, params['adapters'], config.lora)
+    params['adapters'] = peft.read_adapters(folder, shapes['adapters'], config.lora)
+  elif config.lora.rank:
+    params['adapters'] = lora.init_adapters(shapes['adapters'], config.lora, config.seed)
   described = expanded_head.manifest(interface, config.interface)
   trained = expanded_head.read(folder, described, getattr(shapes.get('expanded_head'), 'shape', None))
   if trained is not None:

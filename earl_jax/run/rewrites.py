@@ -7,6 +7,7 @@ import numpy as np
 
 from earl_jax.acting import counterfactual, policy
 from earl_jax.acting.counterfactual import Interventions
+from earl_jax.acting.masked import where_rows
 from earl_jax.acting.rollout import Fork, Memory, resume
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices import processes, rows
@@ -14,6 +15,8 @@ from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 
 __all__ = ['Choice', 'choose', 'Factual', 'rewrite', 'Rewrites']
+
+_choose = jax.jit(where_rows)
 
 
 class Choice(NamedTuple):
@@ -114,7 +117,7 @@ def rewrite(
     tokens -= int(np.sum(slots[real] - config.rollout.prompt_length))
   trajectory = continued
   if not replaced[choice.rows].all():
-    trajectory = rows.choose(processes.place(replaced, experiment.rows), continued, factual.trajectory)
+    trajectory = _choose(processes.place(replaced, experiment.rows), continued, factual.trajectory)
   return Rewrites(
       choice=choice, slots=slots, continued=continued, trajectory=trajectory, replaced=replaced, rewards=new_rewards,
       tokens=tokens,

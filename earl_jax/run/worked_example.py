@@ -2,14 +2,13 @@
 
 import functools
 
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.acting import batched
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.instances import instance_fields, side_by_side
-from earl_jax.tasks.base import Call, environments_of, Example, Task
+from earl_jax.tasks.base import Call, environment_names, Example, Task
 
 __all__ = ['worked_example']
 
@@ -33,10 +32,10 @@ def worked_example(
     steps = task.demonstration(seed, 'train', index, 0)
     if not task.environments or any(isinstance(step, Call) for step in steps):
       break
-  example, names = task.example(seed, 'train', index), [environment.spec.name for environment in environments_of(task)]
+  example = task.example(seed, 'train', index)
   fields = instance_fields(examples | {task.label: example})
   script = interface.script(steps, functools.partial(tokenizer_lib.encode, tokenizer))
-  offered = np.array([environment.spec.name in names for environment in interface.environments], bool)
+  offered = interface.offers(environment_names(task))
   [tokens] = batched.written(interface, side_by_side([example.instance], fields), offered, [script])
   answer = task.assistant_start + tokenizer.decode(tokens)
   return f'For example, to "{example.user}" you answer: {answer}'

@@ -212,6 +212,12 @@ def environments_of(task: Task) -> tuple[type[Environment], ...]:
   return found
 
 
+@functools.cache
+def environment_names(task: Task) -> tuple[str, ...]:
+  """The names of the environments that a task offers; raises as `environments_of` does."""
+  return tuple(environment.spec.name for environment in environments_of(task))
+
+
 def all_problems(task: Task) -> list[Example] | None:
   """`task.problems()`, or None where they are too many.
 

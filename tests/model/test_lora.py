@@ -20,7 +20,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(500, size=(2, 9)))
 
 def adapters(seed=0, config=CONFIG):
   """Adapters that do something."""
-  new = lora.init_adapters(core.params(1)['model']['layers'], config, seed)
+  new = lora.init_adapters(lora.adapter_shapes(core.params(1)['model']['layers'], config), config, seed)
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), new)
 
@@ -34,7 +34,7 @@ MODEL = dataclasses.replace(core.MODEL, adapter_scale=lora.scale(CONFIG))
 
 
 def test_new_adapters_change_nothing():
-  new = lora.init_adapters(core.params(1)['model']['layers'], CONFIG, 0)
+  new = lora.init_adapters(lora.adapter_shapes(core.params(1)['model']['layers'], CONFIG), CONFIG, 0)
   chex.assert_trees_all_equal(hidden(MODEL, adapters=new), hidden(core.MODEL))
   assert all(np.any(adapter['a']) for adapter in new.values())
 
