@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from earl_jax.acting import batched
 from earl_jax.acting.options import options
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
@@ -29,7 +30,7 @@ from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
 from earl_jax.run.episodes import decisions, visible
 from earl_jax.run.experiment import Experiment, model_folder, prepare
-from earl_jax.run.instances import instance_fields
+from earl_jax.run.instances import instance_fields, side_by_side
 from earl_jax.run.samples import options_of
 from earl_jax.run.saved import find_tasks, load, with_lengths
 from earl_jax.run.workdir import look_in_modules, read_config
@@ -165,17 +166,18 @@ def human_plays(experiment: Experiment, problem: Problem) -> None:
   interface, decode = experiment.interface, experiment.tokenizer.decode
   space, eos = interface.space, experiment.tokenizer.eos_token_id
   fields = instance_fields(experiment.first_examples | {problem.task.label: problem.example})
-  instance = {name: np.zeros_like(value) for name, value in fields.items()} | problem.example.instance
-  offered = experiment.offered([problem.task])[0]
-  legal, act = jax.jit(interface.legal), jax.jit(interface.act)
-  environment, states, tokens, finished = jnp.int32(LANGUAGE), interface.reset(instance), [], False
+  instance, offered = side_by_side([problem.example.instance], fields), experiment.offered([problem.task])
+  # A batch of one, for environments in plain Python are asked by batches.
+  legal, act = jax.jit(jax.vmap(interface.legal)), jax.jit(functools.partial(batched.act, interface))
+  states = batched.reset(interface, *jax.tree.map(jnp.asarray, (instance, offered)))
+  environment, tokens, finished = jnp.array([LANGUAGE], jnp.int32), [], False
   print(_quoted(problem))
   while not finished:
-    inside = int(environment) != LANGUAGE
+    inside = int(environment[0]) != LANGUAGE
     if inside:
       actions = np.flatnonzero(legal(environment, states, offered))
       choices = [
-          Choice(space.actions[action].description, [int(action) + space.vocab_size], int(environment))
+          Choice(space.actions[action].description, [int(action) + space.vocab_size], int(environment[0]))
           for action in actions
       ]
     else:
@@ -185,15 +187,17 @@ def human_plays(experiment: Experiment, problem: Problem) -> None:
       break
     written = []
     for action in chosen:
-      effect = act(environment, states, offered, jnp.int32(action))
-      length = int(effect.length)
+      effect = act(
+          jnp.ones(1, bool), environment, states, offered=offered, action=jnp.array([action], jnp.int32)
+      )
+      length = int(effect.length[0])
       if len(tokens) + len(written) + length > experiment.config.rollout.response_length:
         print('no room is left: the episode ends here')
         return print(_scored(problem, _outcome(problem, states, decode(tokens), finished=False)))
-      written += np.asarray(effect.tokens)[:length].tolist()
+      written += np.asarray(effect.tokens)[0, :length].tolist()
       environment, states, finished = effect.environment, effect.states, not inside and action == eos
     tokens += written
-    print('  ' + _paint(visible(decode(written), ' ').strip(), int(environment) or None))
+    print('  ' + _paint(visible(decode(written), ' ').strip(), int(environment[0]) or None))
   text = decode(tokens[: len(tokens) - finished])
   print(_scored(problem, _outcome(problem, states, text, finished)))
 
@@ -227,7 +231,7 @@ def _choose(experiment: Experiment, choices: list[Choice], inside: bool) -> list
 
 
 def _outcome(problem: Problem, states, text: str, finished: bool) -> Outcome:
-  states = jax.tree.map(np.asarray, states)
+  states = jax.tree.map(lambda x: np.asarray(x)[0], states)
   return problem.task.outcome(problem.example.instance, states, text if problem.task.reads_text else '', finished)
 
 
