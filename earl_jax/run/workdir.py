@@ -121,7 +121,8 @@ def _lock(file: TextIO) -> int:
 def require_written_by(path: pathlib.Path, saved: dict[str, Any] | None, config: Config) -> None:
   """Raises UserError unless a checkpoint was written under this config: config.json may have been damaged or edited.
 
-  The model may be looked for elsewhere: the checkpoint takes the place of its parameters.
+  The model may be looked for elsewhere: the checkpoint takes the place of its parameters, or, where these are frozen,
+  knows them (`Checkpointer`).
 
   Args:
     path: of the checkpoint.
