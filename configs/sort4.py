@@ -5,8 +5,8 @@
 A stage of the curriculum ends when its tasks are mastered, and the run when greedy decoding has solved everything
 in two evaluations in a row, after 120 steps of 256 rollouts (30,720) at the latest: 5 to 7 minutes on two CPU
 cores. Expected, proven by their comparisons: all 48 instances of seeds 1 and 2, with 4.792 and 4.667 comparisons on
-average (the optimum), and 46 of seed 0. To go on: --config.steps=200, and --config.stop_at_solved=False where it is
-solved.
+average (4.667 is the optimum), and 46 of seed 0, which has all at step 160 with
+--config.steps=200. To go on: --config.stop_at_solved=False.
 """
 
 from earl_jax import config as config_lib
