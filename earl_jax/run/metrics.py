@@ -157,7 +157,8 @@ class ProgressBar:
     self._start, self._last = time.monotonic(), -math.inf
     self._bar = None
     if sys.stderr.isatty() or 'ipykernel' in sys.modules:  # a notebook's stderr is no terminal, yet it can draw
-      self._bar = tqdm_auto.tqdm(total=total_steps, initial=resume_step, unit='step', dynamic_ncols=True)
+      with contextlib.suppress(OSError):  # it draws at once
+        self._bar = tqdm_auto.tqdm(total=total_steps, initial=resume_step, unit='step', dynamic_ncols=True)
 
   def update(self, step: int, metrics: dict[str, Any]) -> None:
     """Shows that step `step` (from 0) is done. Metrics that have no form are ignored."""

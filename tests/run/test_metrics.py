@@ -123,12 +123,16 @@ def test_damaged_lines_are_left_out(tmp_path, caplog):
   assert '3 damaged lines are left out' in caplog.text
 
 
-def test_a_pipe_that_is_gone(monkeypatch):
+@pytest.mark.parametrize('notebook', [False, True])
+def test_a_pipe_that_is_gone(monkeypatch, notebook):
   """Whoever read the progress has left: the run goes on."""
   read, write = os.pipe()
   os.close(read)
   with open(write, 'w', encoding='utf-8') as pipe, monkeypatch.context() as patch:
     patch.setattr(sys, 'stderr', pipe)
+    patch.delitem(sys.modules, 'ipykernel', raising=False)
+    if notebook:
+      patch.setitem(sys.modules, 'ipykernel', types)
     progress = metrics.ProgressBar(total_steps=2)
     progress.update(0, {})
     progress.update(1, {})
