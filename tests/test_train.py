@@ -232,8 +232,11 @@ def test_results_are_told_before_they_are_written(config, whole, monkeypatch, ca
   assert 'after 5 steps' in capsys.readouterr().out
 
 
-def test_run_can_be_extended(config, whole, tmp_path):
-  train.train(dataclasses.replace(config, steps=3), tmp_path)
+@pytest.mark.parametrize('steps', [0, 3])
+def test_run_can_be_extended(config, whole, tmp_path, steps):
+  train.train(dataclasses.replace(config, steps=steps), tmp_path)
+  measured = json.loads((tmp_path / 'evaluation.json').read_text())['sort']['3']
+  assert measured['step'] == steps and 0 <= measured['exact_match'] <= 1
   assert_same_run(tmp_path, train.train(config, tmp_path).state, whole)
 
 

@@ -169,7 +169,7 @@ class Config:
     worked_example: prompts show one solved problem of their task, called and written as the interface has it, for
       models too small to find the form of an answer by themselves. The same problem for all interfaces.
     seed: of data, sampling and interventions.
-    steps: of the run, at most; each is one batch of rollouts and an update.
+    steps: of the run, at most; each is one batch of rollouts and an update. 0 measures what the run begins with.
     curriculum: stages, in order; the last one lasts.
     mastery_window: batches over which exact match is averaged to leave a stage.
     stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem, in two
@@ -188,7 +188,7 @@ class Config:
   instructions: bool = False
   worked_example: bool = False
   seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-  steps: Steps = 100
+  steps: Annotated[int, Range(0, 10**8)] = 100
   curriculum: Annotated[tuple[Stage, ...], Example("({'tasks': (('sort', {'n': 4}, 1.0),), 'until': 0.95},)")] = ()
   mastery_window: Count = 4
   stop_at_solved: bool = False

@@ -20,6 +20,7 @@ from earl_jax.environments.base import concatenate, Environment, Observation, ob
 
 MAX_SYMBOLS = 32  # of one expression, ` = ` not counted
 MAX_DEPTH = 8  # parentheses open at a time
+EVALUATED = 24  # expressions of an episode that are remembered where none may be evaluated twice, the newest ones
 INTEGERS, DECIMALS = 12, 3  # digits of a result; from 10^12 on it is written as overflow
 
 SYMBOLS = (*'0123456789', '.', ' + ', ' - ', ' * ', ' / ', '(', ')', ' = ')
@@ -69,6 +70,9 @@ class Calculation(NamedTuple):
     divides: bool[D], the operand divides the product.
     undefined: bool[], something was divided by zero.
     calls: int32[], expressions evaluated in this episode.
+    memory: int8[M, 32], symbols: those being typed, then the expressions evaluated, the newest first; -1 where there is
+      none. M = 0 where no instance asks for it.
+    once: bool[], no expression may be evaluated again.
   """
 
   mode: jax.Array
@@ -80,13 +84,16 @@ class Calculation(NamedTuple):
   divides: jax.Array
   undefined: jax.Array
   calls: jax.Array
+  memory: jax.Array
+  once: jax.Array
 
 
-def _nothing_typed(calls: jax.Array) -> Calculation:
+def _nothing_typed(calls: jax.Array, memory: jax.Array, once: jax.Array) -> Calculation:
   ones, zeros = (jnp.tile(fraction, (MAX_DEPTH, 1, 1)) for fraction in (ONE, ZERO))
   return Calculation(
       mode=jnp.int32(_START), typed=jnp.int32(0), depth=jnp.int32(0), operand=jnp.asarray(ZERO), product=ones,
       total=zeros, divides=jnp.zeros(MAX_DEPTH, bool), undefined=jnp.bool_(False), calls=calls,
+      memory=memory, once=once,
   )
 
 
@@ -130,7 +137,15 @@ def _type(state: Calculation, symbol: jax.Array) -> Calculation:
       divides=put(put(state.divides, k, jnp.where(ends_operand, symbol == _DIVIDE, state.divides[k])), inner, False),
       undefined=state.undefined | (ends_operand & state.divides[k] & residues.is_zero(state.operand)),
       calls=state.calls,
+      memory=jnp.where(_being_typed(state), symbol.astype(jnp.int8), state.memory),
+      once=state.once,
   )
+
+
+def _being_typed(state: Calculation) -> jax.Array:
+  """bool[M, 32]: where the memory has the next symbol."""
+  rows, places = jnp.indices(state.memory.shape)
+  return (rows == 0) & (places == state.typed)
 
 
 def _groups(size: int) -> list[str]:
@@ -184,6 +199,9 @@ class Calculator(Environment):
   `undefined`, from 10^12 on `overflow`. Digits of a result are joined as the tokenizer joins them in a text, where it
   reads one, two or three at a time. An action that is not valid leaves the state as it is, writes nothing and does
   not exit.
+
+  A task whose instances have the key `once` (bool[]) can forbid to evaluate an expression a second time: ` = ` is not
+  valid after the symbols of one of the last `EVALUATED`, as long as another symbol is.
   """
 
   spec = EnvironmentSpec(
@@ -203,9 +221,10 @@ class Calculator(Environment):
     self.max_observation = int(max(number, word) + self._lengths[[_BEFORE, _AFTER]].sum())
 
   def reset(self, instance: dict[str, jax.Array]) -> Calculation:
-    """Nothing typed; the instance has no part in it."""
-    del instance
-    return _nothing_typed(jnp.int32(0))
+    """Nothing typed. What is remembered has no size unless the instance has the key `once`."""
+    memory = jnp.full((1 + EVALUATED if 'once' in instance else 0, MAX_SYMBOLS), -1, jnp.int8)
+    once = jnp.asarray(instance.get('once', False), bool)
+    return _nothing_typed(jnp.int32(0), memory, once)
 
   def valid_actions(self, state: Calculation) -> jax.Array:
     symbol = jnp.arange(len(SYMBOLS))
@@ -214,7 +233,9 @@ class Calculator(Environment):
     # All that is open must still find room.
     complete = state.typed + 1 + jnp.asarray(_NEEDS)[mode] + depth <= MAX_SYMBOLS
     possible = jnp.where(symbol == _EQUALS, state.depth == 0, (depth >= 0) & (depth < MAX_DEPTH) & complete)
-    return (mode >= 0) & possible
+    valid = (mode >= 0) & possible
+    again = state.once & (state.memory[1:] == state.memory[:1]).all(axis=1).any() & valid[:_EQUALS].any()
+    return valid.at[_EQUALS].min(~again)
 
   def step(self, state: Calculation, action: jax.Array) -> tuple[Observation, Calculation, jax.Array]:
     valid = self.valid_actions(state)[action]
@@ -222,7 +243,9 @@ class Calculator(Environment):
     typed = _type(state, action)
     written = self._result(typed, leaves)
     kept = jax.tree.map(lambda new, old: jnp.where(valid, new, old), typed, state)
-    after = jax.tree.map(lambda new, old: jnp.where(leaves, new, old), _nothing_typed(state.calls + 1), kept)
+    memory = jnp.roll(state.memory, 1, axis=0).at[:1].set(-1)
+    fresh = _nothing_typed(state.calls + 1, memory, state.once)
+    after = jax.tree.map(lambda new, old: jnp.where(leaves, new, old), fresh, kept)
     return written._replace(length=jnp.where(leaves, written.length, 0)), after, leaves
 
   def _result(self, state: Calculation, wanted: jax.Array) -> Observation:

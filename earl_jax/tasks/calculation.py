@@ -205,16 +205,26 @@ class Arithmetic(CalculationTask):
 
 
 class Countdown(CalculationTask):
-  """Reach a target with `numbers` numbers of up to `digits` digits, each used once (docs/method.md, section 4)."""
+  """Reach a target with `numbers` numbers of up to `digits` digits, each used once (docs/method.md, section 4).
+
+  With `once`, a rule of our own, the calculator does not evaluate an expression that it has evaluated before: who tries
+  again has to try something else.
+  """
 
   name = 'countdown'
   numbered = 'numbers'
 
-  def __init__(self, numbers: int = 4, digits: int = 4):
+  def __init__(self, numbers: int = 4, digits: int = 4, once: bool = False):
     """Raises UserError for a bad option."""
     _check_range(numbers=(numbers, 2, MAX_NUMBERS), digits=(digits, 1, 9))
-    self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits')
-    self._numbers, self._digits = numbers, digits
+    self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits') + '-once' * once
+    self._numbers, self._digits, self._once = numbers, digits, once
+
+  def example(self, seed: int, split: str, index: int) -> Example:
+    example = super().example(seed, split, index)
+    if self._once:
+      example.instance['once'] = np.bool_(True)
+    return example
 
   @staticmethod
   def key_of(numbers: list[int], target: object) -> str:

@@ -56,7 +56,7 @@ SORT4 = f'--config={tiny.ROOT}/configs/sort4.py'
     (['--foo'], "Unknown command line flag 'foo'"),
     (['--wordir=runs'], "Unknown command line flag 'wordir'. Did you mean: workdir"),
     (['--config.seed=one'], 'config.seed=one: invalid literal for int'),
-    (['--config.steps=0'], 'config.steps=0: choose a whole number from 1 to'),
+    (['--config.steps=-1'], 'config.steps=-1: choose a whole number from 0 to'),
     (['configs/sort4.py'], "'configs/sort4.py': unexpected argument"),
     (['--config.rollout.chunk=3'], 'config.rollout.chunk=3: choose a divisor'),
     (['--config.mesh.data=3'], 'config.mesh=(3, 1, 1) does not fit'),

@@ -142,6 +142,15 @@ def test_countdown_can_be_solved(countdown):
     assert solution and score(countdown, example, f'So it is #### {solution}').reward == 1
 
 
+def test_once_is_a_rule_of_the_calculator_alone():
+  plain, once = Countdown(3, 1), Countdown(3, 1, once=True)
+  assert once.label == 'countdown3-1digits-once'
+  for index in range(20):
+    a, b = (task.example(4, 'test', index) for task in (plain, once))
+    assert a.user == b.user and b.instance.pop('once')
+    chex.assert_trees_all_equal(a.instance, b.instance)
+
+
 def solve(terms, target):
   """An expression of all terms (value, text) that gives the target, by trying everything."""
   if len(terms) == 1:
