@@ -15,7 +15,7 @@ from earl_jax import config as config_lib
 def get_config():
   config = config_lib.embedded_config()
   config.steps = 200
-  config.curriculum = (config_lib.stage(('countdown', {'numbers': 3, 'digits': 1}, 1.0)),)
+  config.curriculum = (config_lib.stage(('countdown', {'numbers': 3, 'digits': 1, 'once': True}, 1.0)),)
   config.rollout.prompt_length = 64
   config.rollout.response_length = 208  # a dozen calls, and no more slots than the base model has seen
   # Half of all rollouts: else it learns to guess in the head, which at first pays as well as a call.

@@ -2,10 +2,11 @@
 
   python -m earl_jax.train --config=configs/embedded.py:countdown3,earl --workdir=runs/countdown3-earl
 
-TASK,METHOD after the colon: a task sort4, countdown3 or calc_bench, a method earl, prompt_cpo, prompt_grpo or sft_grpo.
-All start from the embedded base model, see the same problems and have the same number of rollouts and slots; sft_grpo
-makes its first `SFT_STEPS` steps on demonstrations, in place of the stages before the last. 80 steps of 256 rollouts:
-about 15 minutes on one CPU core. docs/results.md has what each reaches; benchmarks/compare.py runs them all.
+TASK,METHOD after the colon: a task sort4, countdown3, countdown3_once (no expression is evaluated twice) or calc_bench,
+a method earl, prompt_cpo, prompt_grpo or sft_grpo. All start from the embedded base model, see the same problems and
+have the same number of rollouts and slots; sft_grpo makes its first `SFT_STEPS` steps on demonstrations, in place of
+the stages before the last. 80 steps of 256 rollouts: about 15 minutes on one CPU core. docs/results.md has what each
+reaches; benchmarks/reproduce.py runs them all.
 """
 
 import countdown3  # beside this file, as is the next
@@ -38,7 +39,17 @@ def _calc_bench():
   return config
 
 
-TASKS = {'sort4': _sort4, 'countdown3': countdown3.get_config, 'calc_bench': _calc_bench}
+def _countdown3(once):
+  config = countdown3.get_config()
+  options = {'numbers': 3, 'digits': 1} | ({'once': True} if once else {})
+  config.curriculum = (config_lib.stage(('countdown', options, 1.0)),)
+  return config
+
+
+TASKS = {
+    'sort4': _sort4, 'countdown3': lambda: _countdown3(False), 'countdown3_once': lambda: _countdown3(True),
+    'calc_bench': _calc_bench,
+}
 
 
 def get_config(argument='countdown3,earl'):

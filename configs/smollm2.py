@@ -23,8 +23,10 @@ def _sort(n, share=1.0):
 # Task -> stages, slots of the prompt and of the response.
 TASKS = {
     'arithmetic_small': (
-        # No easier stage before it: where nothing stands in parentheses, the policy unlearns to type them.
-        (config_lib.stage(('arithmetic', {'digits': 3, 'operators': 2, 'test_operators': 2}, 1.0)),), 160, 64,
+        # No easier stage before it: where nothing stands in parentheses, the policy unlearns to type them. And as
+        # many words as symbols: most test problems are in words.
+        (config_lib.stage(('arithmetic', {'digits': 3, 'operators': 2, 'test_operators': 2, 'worded': 0.5}, 1.0)),),
+        160, 64,
     ),
     'arithmetic': ((config_lib.stage(('arithmetic', {}, 1.0)),), 384, 128),
     'countdown': ((config_lib.stage(('countdown', {'numbers': 3, 'digits': 1}, 1.0)),), 192, 128),

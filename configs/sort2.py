@@ -3,7 +3,7 @@
   python -m earl_jax.train --config=configs/sort2.py --workdir=runs/sort2
 
 60 steps of 128 rollouts (7,680): three minutes on one CPU core. Expected: all 4 instances, certified, with one
-comparison and 0.5 swaps, the optimum. benchmarks/cpo_vs_grpo.py compares the algorithms on it.
+comparison and 0.5 swaps, the optimum.
 """
 
 from earl_jax import config as config_lib

@@ -22,7 +22,7 @@ STAGES = (
 
 def get_config():
   config = config_lib.embedded_config()
-  config.steps = 120
+  config.steps = 160
   config.stop_at_solved = True
   config.evaluate_every = 10
   config.curriculum = STAGES

@@ -2,9 +2,8 @@
 
   python -m earl_jax.train --config=configs/sort5.py --workdir=runs/sort5
 
-280 steps of 256 rollouts (71,680): 84 minutes on one CPU core. Expected: well above nine in ten of the 240 instances,
-with 8 to 9 comparisons (the optimum is 6.933), still improving at the end; measured on an older base model only
-(docs/older_results.md).
+280 steps of 256 rollouts (71,680): 84 minutes on one CPU core with an older base model and older code; not run since.
+docs/results.md has what it reaches, once it is.
 """
 
 from sort4 import STAGES  # beside this file

@@ -25,16 +25,6 @@ def test_links_lead_somewhere(page):
         assert anchor in {re.sub(r'[^\w\- ]', '', heading).lower().replace(' ', '-') for heading in headings}, target
 
 
-def test_the_table_of_results_is_that_of_the_results_page():
-  """Every percentage of README's table stands in docs/results.md, which the benchmark writes."""
-  results = re.sub(r'\s+', ' ', (ROOT / 'docs' / 'results.md').read_text('utf-8').replace('%', ' %'))
-  rows = re.findall(r'^\| (?:EARL|Prompt\+\w+|SFT\+GRPO) .*$', README, re.MULTILINE)
-  assert len(rows) == 4
-  for figure in re.findall(r'\d+\.\d+', ' '.join(rows)):
-    assert figure in results, figure
-
-
-
 @pytest.mark.parametrize('page', ['README.md', 'docs/environments.md'])
 def test_what_is_quoted_of_an_example_stands_in_it(page):
   example = (ROOT / 'examples' / 'lookup.py').read_text('utf-8')

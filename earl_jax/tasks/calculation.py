@@ -174,21 +174,24 @@ def _random_number(rng: np.random.Generator, digits: int) -> int:
 class Arithmetic(CalculationTask):
   """The value of an expression with operands of up to `digits` digits (docs/method.md, section 4).
 
-  Training problems have up to `operators` operators and one in ten is in words; test problems have up to
+  Training problems have up to `operators` operators, and `worded` of them are in words; test problems have up to
   `test_operators`, and seven in ten are in words.
   """
 
   name = 'arithmetic'
 
-  def __init__(self, digits: int = 5, operators: int = 4, test_operators: int = 6):
+  def __init__(self, digits: int = 5, operators: int = 4, test_operators: int = 6, worded: float = 0.1):
     """Raises UserError for a bad option."""
+    if not isinstance(worded, int | float) or not 0 <= worded <= 1:
+      raise UserError(f'worded={worded!r}: choose a share from 0 to 1')
     _check_range(digits=(digits, 1, 9), operators=(operators, 1, 7), test_operators=(test_operators, 1, 7))
     self.label = self.name
     if (digits, operators, test_operators) != (5, 4, 6):
       self.label += f'-{digits}x{operators}' + (f'-{test_operators}' if test_operators != operators else '')
+    self.label += f'-{worded:g}words' if worded != 0.1 else ''
     self._digits = digits
     self._operators = {'train': operators, 'test': test_operators}
-    self._worded = {'train': 0.1, 'test': 0.7}
+    self._worded = {'train': worded, 'test': 0.7}
 
   def _draw(self, rng: np.random.Generator, split: str) -> Problem | None:
     operators = int(rng.integers(1, self._operators[split] + 1))

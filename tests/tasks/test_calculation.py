@@ -142,6 +142,24 @@ def test_countdown_can_be_solved(countdown):
     assert solution and score(countdown, example, f'So it is #### {solution}').reward == 1
 
 
+def test_share_of_training_problems_in_words():
+  usual, worded = Arithmetic(3, 2, 2), Arithmetic(3, 2, 2, worded=0.5)
+  assert worded.label == 'arithmetic-3x2-0.5words'
+  shares = {
+      task: np.mean([not re.search(r'\d', task.example(0, 'train', i).user.partition('?')[0]) for i in range(1000)])
+      for task in (usual, worded)
+  }
+  assert abs(shares[usual] - 0.1) < 0.03 and abs(shares[worded] - 0.5) < 0.05
+  for index in range(50):  # the test problems are the same
+    assert worded.example(0, 'test', index).user == usual.example(0, 'test', index).user
+
+
+@pytest.mark.parametrize('worded', [-0.1, 1.5, 'half', None])
+def test_a_share_is_from_0_to_1(worded):
+  with pytest.raises(UserError, match='worded=.*choose a share from 0 to 1'):
+    Arithmetic(worded=worded)
+
+
 def test_once_is_a_rule_of_the_calculator_alone():
   plain, once = Countdown(3, 1), Countdown(3, 1, once=True)
   assert once.label == 'countdown3-1digits-once'

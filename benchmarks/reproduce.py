@@ -1,0 +1,229 @@
+"""Measures again what README and docs state of trained policies, and writes their tables and pictures.
+
+  python benchmarks/reproduce.py --list
+  python benchmarks/reproduce.py --only=sort4,methods --jobs=2 --devices_per_job=1
+
+Every study of studies.py is a number of runs, each trained in a workdir below --out. What a finished run measured is
+kept in --kept, and the blocks of docs/ that have a study's name are written from what is kept there, alone. A run whose
+config there is still its config is not trained again, so the same command goes on after Ctrl-C or a kill, which lets
+running ones save first. `--config.<field>` reaches every run, such as `--config.model=…` for the language model.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+from absl import flags
+import grid  # beside this file, as is the next
+import jax
+from studies import Run, Runs, STUDIES
+
+from earl_jax import config as config_lib
+from earl_jax.config import UserError
+from earl_jax.run import cli
+from earl_jax.run.curves import read_run, RunMetrics
+from earl_jax.run.workdir import read_config as read_run_config
+from earl_jax.run.workdir import write_atomically
+from earl_jax.tasks.base import make_task
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+KEPT = ROOT / 'benchmarks' / 'results'
+METRICS = re.compile(r'step|seconds|tokens|stage|reward|exact_match/.*|eval/.*|calls|entropy|gradient_norm|loss|kl')
+
+
+def name_of(cell: tuple) -> str:
+  return '-'.join(re.sub(r'[^\w.]+', '_', str(part)).lower() for part in cell[:-1]) + f'-seed_{cell[-1]}'
+
+
+@functools.cache
+def read_config(arguments: tuple[str, ...]) -> config_lib.Config:
+  """The config that `earl_jax.train` has with these arguments."""
+  values, argv = flags.FlagValues(), ['', *arguments]
+  cli.define_config(values, argv)
+  values(argv)
+  return config_lib.parse(values.config)
+
+
+def read(folder: pathlib.Path) -> Run:
+  """A run that was kept."""
+  config = json.loads((folder / 'config.json').read_text('utf-8'))
+  name, options, _ = config['curriculum'][-1]['tasks'][-1]
+  nested = json.loads((folder / 'evaluation.json').read_text('utf-8'))
+  results = {
+      name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
+  }
+  metrics = read_run(folder) if (folder / 'metrics.jsonl').stat().st_size else RunMetrics([], [])
+  samples = sorted((folder / 'samples').glob('*.txt'))[-1:]
+  episodes = [
+      sample.partition('⏎')[2] for path in samples for sample in path.read_text('utf-8').split('===== sample')[1:]
+  ]
+  return Run(config['seed'], make_task(name, **options).label, results, metrics, episodes)
+
+
+def is_of(folder: pathlib.Path, config: config_lib.Config) -> bool:
+  """Whether a folder has a run of this config, but for what differs between machines: where the model lies, devices,
+  and how many slots are decoded between two looks at what is finished.
+  """
+  if not (folder / 'config.json').is_file():
+    return False
+  stored = read_run_config(folder)
+  rollout = dataclasses.replace(stored.rollout, chunk=config.rollout.chunk)
+  return dataclasses.replace(stored, model=config.model, mesh=config.mesh, rollout=rollout) == config
+
+
+def keep(workdir: pathlib.Path, folder: pathlib.Path, arguments: tuple[str, ...]) -> None:
+  """Keeps what a finished run measured: config, evaluation, the metrics that are told, its last samples."""
+  shutil.rmtree(folder, ignore_errors=True)
+  (folder / 'samples').mkdir(parents=True)
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()]
+  kept = [{name: value for name, value in line.items() if METRICS.fullmatch(name)} for line in lines]
+  write_atomically(folder / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in kept))
+  for path in sorted((workdir / 'samples').glob('*.txt'))[-1:]:
+    shutil.copy(path, folder / 'samples')
+  shutil.copy(workdir / 'evaluation.json', folder)
+  shutil.copy(workdir / 'versions.json', folder)
+  config = json.loads((workdir / 'config.json').read_text('utf-8'))
+  config['model'] = pathlib.Path(config['model']).name  # where it lay is nobody's business
+  told = [f'--config.model={config["model"]}' if part.startswith('--config.model=') else part for part in arguments]
+  write_atomically(folder / 'made.json', json.dumps(made(told), indent=2) + '\n')
+  write_atomically(folder / 'config.json', json.dumps(config, indent=2) + '\n')  # last: now it counts as kept
+
+
+def made(arguments: list[str]) -> dict[str, Any]:
+  """How a run was made."""
+  commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, check=False)
+  return {
+      'command': ' '.join(['python -m earl_jax.train', *arguments]),
+      'commit': commit.stdout.decode().strip(), 'jax': jax.__version__, 'devices': jax.devices()[0].device_kind,
+      'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+  }
+
+
+def finished(workdir: pathlib.Path, config: config_lib.Config) -> bool:
+  """Whether a workdir's run is at its end: evaluated after all its steps, or after it was solved."""
+  path = workdir / 'evaluation.json'
+  if not path.is_file() or not is_of(workdir, config):
+    return False
+  steps = {result['step'] for sizes in json.loads(path.read_text('utf-8')).values() for result in sizes.values()}
+  return steps == {config.steps} or config.stop_at_solved
+
+
+class Cell(NamedTuple):
+  """A run of a study: what it is, what it is trained with, and where that lies."""
+
+  key: tuple
+  arguments: tuple[str, ...]
+  workdir: pathlib.Path
+  folder: pathlib.Path
+
+  @property
+  def config(self) -> config_lib.Config:
+    return read_config(self.arguments)
+
+  @property
+  def kept(self) -> bool:
+    return is_of(self.folder, self.config)
+
+  def keep_if_finished(self) -> None:
+    if not self.kept and finished(self.workdir, self.config):
+      keep(self.workdir, self.folder, self.arguments)
+
+
+def runs_of(cells: list[Cell]) -> Runs:
+  """The runs that are kept, seed by seed."""
+  runs: Runs = {}
+  for cell in cells:
+    if cell.kept:
+      runs.setdefault(cell.key[:-1], []).append(read(cell.folder))
+  return runs
+
+
+def origin(cells: list[Cell]) -> str:
+  """Where the runs of a study come from."""
+  made = [json.loads((cell.folder / 'made.json').read_text('utf-8')) for cell in cells if cell.kept]
+  told = (
+      f'{name} ' + ', '.join(sorted({each[key] for each in made}))
+      for name, key in (('commit', 'commit'), ('JAX', 'jax'), ('on', 'machine'))
+  )
+  return f'{len(made)} of {len(cells)} runs: {"; ".join(told)}.'
+
+
+def write_page(name: str, cells: list[Cell], docs: pathlib.Path) -> None:
+  """Writes the block of a study, `<!-- name -->` to `<!-- end -->`."""
+  study, runs = STUDIES[name], runs_of(cells)
+  page = docs / study.page
+  text = page.read_text('utf-8')
+  block = re.compile(rf'(<!-- {name} -->\n).*?(<!-- end -->)', re.DOTALL)
+  if not block.search(text):
+    raise UserError(f'{page}: no block of the study {name}; put <!-- {name} --> and <!-- end --> where it belongs')
+  told = f'{study.tell(runs, docs / "images")}\n\n{origin(cells)}'
+  write_atomically(page, block.sub(lambda found: f'{found[1]}\n{told}\n\n{found[2]}', text))
+
+
+def left(studies: dict[str, list[Cell]], jobs: int) -> str:
+  """A table of the studies: runs that are kept, runs to be trained, and about how long they take."""
+  rows = [['study', 'kept', 'left', 'hours', 'page']]
+  for name, cells in studies.items():
+    measured = [run.minutes for members in runs_of(cells).values() for run in members]
+    minutes = sum(measured) / len(measured) if measured else STUDIES[name].minutes
+    waiting = len(cells) - len(measured)
+    rows.append([
+        name, str(len(measured)), str(waiting), f'{minutes * waiting / 60 / jobs:.1f}', f'docs/{STUDIES[name].page}'
+    ])
+  return grid.markdown(rows)
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  cli.define_config(values, argv, str(ROOT / 'configs' / 'sort4.py'))
+  grid.define_flags(values, 'runs/reproduce')
+  flags.DEFINE_list('only', list(STUDIES), 'Studies.', flag_values=values)
+  flags.DEFINE_bool('list', False, 'Say what is left to do, and end.', flag_values=values)
+  flags.DEFINE_string('kept', str(KEPT), 'Folder of what is kept.', flag_values=values)
+  flags.DEFINE_string('docs', str(ROOT / 'docs'), 'Folder of the pages.', flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+  if unknown := [name for name in values.only if name not in STUDIES]:
+    raise UserError(f'--only={",".join(values.only)}: {unknown[0]!r} is none of {", ".join(STUDIES)}')
+  changes = grid.config_arguments()
+  if own := [change for change in changes if change.lstrip('-').startswith('config=')]:
+    raise UserError(f'{own[0]}: the studies have configs of their own; set fields of them with --config.<field>=value')
+  os.chdir(ROOT)  # where the configs of the studies are
+  out, kept, docs = (pathlib.Path(path) for path in (values.out, values.kept, values.docs))
+  studies = {
+      name: [
+          Cell(key, (*arguments, *changes), out / name / name_of(key), kept / name / name_of(key))
+          for key, arguments in STUDIES[name].cells.items() if key[-1] in grid.seeds(values)
+      ]
+      for name in values.only
+  }
+  cells = [cell for of_study in studies.values() for cell in of_study]
+  for cell in cells:
+    cell.keep_if_finished()
+  if values.list:
+    print(left(studies, values.jobs))
+    return
+  for name in studies:
+    (out / name).mkdir(parents=True, exist_ok=True)
+  waiting = {f'{cell.workdir.parent.name}/{cell.workdir.name}': list(cell.arguments) for cell in cells if not cell.kept}
+  try:
+    grid.train(waiting, out, values.jobs, values.devices_per_job)
+  finally:  # what is finished is told, whatever became of the others
+    for cell in cells:
+      cell.keep_if_finished()
+    for name, of_study in studies.items():
+      if any(cell.kept for cell in of_study):
+        write_page(name, of_study, docs)
+    print(left(studies, values.jobs))
+
+
+if __name__ == '__main__':
+  sys.exit(cli.start(main, define_flags))

@@ -1,0 +1,221 @@
+"""Reproducing what is stated: which runs count, what is kept of them, and that pages say what was measured."""
+
+import dataclasses
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from earl_jax.run import measure
+from tests.run import tiny
+
+BENCHMARKS, DOCS = tiny.ROOT / 'benchmarks', tiny.ROOT / 'docs'
+NUMBER = re.compile(r'(?<![\w.\-/=#])\d[\d,]*(?:\.\d+)?(?![\w\-/=]|\.\d)')
+
+
+@pytest.fixture(scope='module')
+def reproduce():
+  with pytest.MonkeyPatch.context() as patch:  # with the folder of configs, which it adds itself
+    patch.syspath_prepend(BENCHMARKS)
+    patch.chdir(tiny.ROOT)
+    import reproduce
+    yield reproduce
+
+
+@pytest.fixture
+def study(reproduce, monkeypatch, tmp_path):
+  """A study of two methods and two seeds, and a page for it."""
+  config = 'configs/embedded.py:countdown3'
+  cells = {
+      ('countdown3', method, seed): [f'--config={config},{method}', '--config.steps=2', f'--config.seed={seed}']
+      for seed in (0, 1) for method in ('earl', 'prompt_grpo')
+  }
+  study = reproduce.STUDIES['methods']._replace(page='page.md', cells=cells)
+  monkeypatch.setattr(reproduce, 'STUDIES', {'methods': study})
+  (tmp_path / 'docs' / 'images').mkdir(parents=True)
+  (tmp_path / 'docs' / 'page.md').write_text('Before.\n<!-- methods -->\nold\n<!-- end -->\nAfter.\n')
+  return study
+
+
+def write_workdir(reproduce, workdir, arguments, exact, steps=2):
+  """A finished run, as `earl_jax.train` leaves it."""
+  (workdir / 'samples').mkdir(parents=True)
+  config = reproduce.read_config(tuple(arguments))
+  (workdir / 'config.json').write_text(json.dumps(dataclasses.asdict(config)))
+  lines = [{'step': i, 'seconds': 30.0, 'eval/countdown3-1digits/exact_match': exact * i, 'clip_fraction': 0.5,
+            'exact_match/countdown3-1digits': 0.4 * i} for i in range(steps)]
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  solved = {'decisions': 20.0 + config.seed, 'response_length': 30.0}
+  result = {'step': steps, 'exact_match': exact, 'count': 200, 'calls': 3.0, 'invalid_calls': 0.25, 'solved': solved}
+  (workdir / 'evaluation.json').write_text(json.dumps({'countdown': {'3-1digits': result}}))
+  (workdir / 'versions.json').write_text('{}')
+  (workdir / 'samples' / 'step_000000.txt').write_text(
+      '===== sample 0 =====\nfar from⏎ it is close to it, another approach\n===== sample 1 =====\n⏎ Still CLOSE.\n')
+
+
+def run(reproduce, monkeypatch, tmp_path, shares, *arguments):
+  """Runs the program, whose cells are 'trained' by writing these shares; the cells that it trained."""
+  trained = []
+
+  def train(cells, out, jobs, devices):
+    trained.extend(cells)
+    for name, given in cells.items():
+      key = re.fullmatch(r'methods/countdown3-(\w+)-seed_(\d)', name).groups()
+      if key in shares:
+        write_workdir(reproduce, out / name, given, shares[key])
+
+  monkeypatch.setattr(reproduce.grid, 'train', train)
+  flags = [f'--{name}={tmp_path / name}' for name in ('out', 'kept', 'docs')]
+  argv = ['reproduce.py', *flags, *arguments]
+  monkeypatch.setattr(sys, 'argv', argv)
+  assert reproduce.cli.start(reproduce.main, reproduce.define_flags, argv) == 0
+  return trained
+
+
+def test_the_page_says_what_the_runs_measured(reproduce, study, monkeypatch, tmp_path, capsys):
+  shares = {('earl', '0'): 0.9, ('earl', '1'): 0.8, ('prompt_grpo', '0'): 0.1}
+  assert len(run(reproduce, monkeypatch, tmp_path, shares)) == 4
+  assert '| methods | 3 | 1 |' in capsys.readouterr().out
+  text = (tmp_path / 'docs' / 'page.md').read_text()
+  assert re.fullmatch('Before.\n<!-- methods -->\n(?!old).*<!-- end -->\nAfter.\n', text, re.DOTALL)
+  assert (tmp_path / 'docs' / 'images' / 'countdown3.png').stat().st_size > 1000
+  rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line.startswith('|')]
+  low, high = measure.wilson_interval(340, 400)
+  config = reproduce.read_config(tuple(study.cells['countdown3', 'earl', 0]))
+  assert rows[2] == [
+      'EARL', '**85.0%**', f'{low:.1%} - {high:.1%}', '80.0%, 90.0%', '40.0%', '3.00', '0.25', '20.5 / 30.0',
+      f'{2 * config.rollout.prompts * config.rollout.group:,}', '1',
+  ]
+  assert rows[3][:2] == ['Prompt+GRPO', '**10.0%**'] and rows[4][0] == 'method'
+  # Four episodes of EARL, and phrases count in responses alone.
+  told = dict(zip(rows[4], rows[6]))
+  assert rows[6][:2] == ['EARL', '4']
+  assert {name: told[name] for name in ('is close', 'close to', 'still close', 'another approach', 'far from')} == {
+      'is close': '50', 'close to': '50', 'still close': '50', 'another approach': '50', 'far from': '0'}
+  assert '3 of 4 runs: commit' in text
+
+  kept = tmp_path / 'kept' / 'methods' / 'countdown3-earl-seed_0'
+  assert 'clip_fraction' not in (kept / 'metrics.jsonl').read_text()
+  assert 'configs/embedded.py:countdown3,earl' in json.loads((kept / 'made.json').read_text())['command']
+  # Started again, it trains what is missing, and what is kept is no more touched.
+  before = {path: path.read_bytes() for path in kept.rglob('*') if path.is_file()}
+  assert run(reproduce, monkeypatch, tmp_path, {}) == ['methods/countdown3-prompt_grpo-seed_1']
+  assert {path: path.read_bytes() for path in kept.rglob('*') if path.is_file()} == before
+  assert (tmp_path / 'docs' / 'page.md').read_text() == text
+
+
+def test_runs_of_another_config_are_trained_again(reproduce, study, monkeypatch, tmp_path):
+  shares = {(method, seed): 0.5 for method in ('earl', 'prompt_grpo') for seed in '01'}
+  assert len(run(reproduce, monkeypatch, tmp_path, shares)) == 4
+  assert run(reproduce, monkeypatch, tmp_path, {}) == []
+  assert run(reproduce, monkeypatch, tmp_path, {}, '--config.rollout.chunk=8') == []  # changes nothing
+  shutil.rmtree(tmp_path / 'out')
+  assert len(run(reproduce, monkeypatch, tmp_path, {}, '--config.optimizer.learning_rate=0.5')) == 4
+
+
+def test_list_trains_and_writes_nothing(reproduce, study, monkeypatch, tmp_path, capsys):
+  assert run(reproduce, monkeypatch, tmp_path, {}, '--list') == []
+  assert '| methods | 0 | 4 |' in capsys.readouterr().out
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['docs']
+
+
+def test_where_a_model_lies_is_not_kept(reproduce, study, tmp_path):
+  model = tmp_path / 'secret' / 'model.gguf'
+  model.parent.mkdir()
+  model.touch()
+  arguments = [*study.cells['countdown3', 'earl', 0], f'--config.model={model}']
+  write_workdir(reproduce, tmp_path / 'run', arguments, 0.5)
+  reproduce.keep(tmp_path / 'run', tmp_path / 'kept', tuple(arguments))
+  assert not any(b'secret' in path.read_bytes() for path in (tmp_path / 'kept').rglob('*') if path.is_file())
+  assert reproduce.is_of(tmp_path / 'kept', reproduce.read_config(tuple(arguments)))
+
+
+def names():
+  return ['sort4', 'methods', 'algorithms', 'countdown3', 'sort5', 'language_model']
+
+
+def cells_of(reproduce, name):
+  for key, arguments in reproduce.STUDIES[name].cells.items():
+    folder = reproduce.KEPT / name / reproduce.name_of(key)
+    yield reproduce.Cell(key, tuple(arguments), tiny.ROOT / 'nowhere', folder)
+
+
+def test_all_studies_are_looked_at(reproduce):
+  assert names() == list(reproduce.STUDIES)
+
+
+@pytest.mark.parametrize('name', names())
+def test_the_pages_say_what_is_kept(reproduce, name, tmp_path):
+  cells = list(cells_of(reproduce, name))
+  page = DOCS / reproduce.STUDIES[name].page
+  block = re.search(rf'<!-- {name} -->\n(.*?)<!-- end -->', page.read_text(), re.DOTALL)[1]
+  folders = {path.name for path in (reproduce.KEPT / name).glob('*')}
+  assert folders == {cell.folder.name for cell in cells if cell.kept}, 'kept, but of another config'
+  if not folders:
+    assert not block.strip()
+    return
+  shutil.copy(page, tmp_path)
+  reproduce.write_page(name, cells, tmp_path)
+  assert block in (tmp_path / page.name).read_text()
+
+
+def numbers(text: str) -> set[str]:
+  return set(NUMBER.findall(re.sub(r'`[^`]*`|\]\([^)]*\)', ' ', text)))
+
+
+def test_every_number_stands_in_what_was_measured():
+  pages = ''.join((DOCS / page).read_text() for page in ('results.md', 'language_model.md'))
+  blocks = re.findall(r'<!-- \w+ -->\n(.*?)<!-- end -->', pages, re.DOTALL)
+  measured = numbers(re.sub(r'[%|*]', ' ', ' '.join(blocks)))
+  readme = (tiny.ROOT / 'README.md').read_text()
+  first = readme[readme.index('The first installs the package') : readme.index('A run shows its progress')]
+  compared = readme[readme.index('## EARL against') : readme.index('## Your own environment')]
+  prose = re.sub(r'<!-- \w+ -->\n.*?<!-- end -->', '', (DOCS / 'results.md').read_text(), flags=re.DOTALL)
+  assert measured
+  for text in (first, compared, prose):
+    assert not numbers(re.sub(r'[%|*]', ' ', text)) - measured
+
+
+@pytest.mark.parametrize('argument, message', [
+    ('--only=chess', "'chess' is none of sort4"), ('--seeds=one', 'give whole numbers'),
+    ('--config=configs/sort4.py', 'have configs of their own'), ('--config.step=3', "no field 'step'"),
+])
+def test_bad_arguments_are_named(argument, message):
+  command = [sys.executable, str(BENCHMARKS / 'reproduce.py'), argument]
+  done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tiny.ROOT)
+  assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+  """Two runs of three steps: what is kept is the same, however often it was killed, but for the time it took."""
+  (tmp_path / 'docs').mkdir()
+  shutil.copy(DOCS / 'results.md', tmp_path / 'docs')
+
+  def start(name):
+    flags = ['--only=sort4', '--seeds=0,1', '--config.steps=3', '--config.checkpoint_every=1',
+             '--config.sample_every=1', '--jobs=2', '--devices_per_job=1', f'--docs={tmp_path / "docs"}']
+    flags += [f'--{folder}={tmp_path / name / folder}' for folder in ('out', 'kept')]
+    return subprocess.Popen([sys.executable, str(BENCHMARKS / 'reproduce.py'), *flags], start_new_session=True)
+
+  def kept(name):
+    folder = tmp_path / name / 'kept'
+    texts = {path.relative_to(folder): path.read_text() for path in folder.rglob('*') if path.is_file()}
+    return {path: re.sub(r'"seconds": [\d.e-]+', '', text) for path, text in texts.items()}
+
+  assert start('whole').wait() == 0
+  rng = random.Random(0)
+  for _ in range(3):
+    child = start('killed')
+    time.sleep(rng.uniform(10, 60))
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+  assert start('killed').wait() == 0
+  assert kept('killed') == kept('whole') and len(kept('whole')) == 2 * 6
