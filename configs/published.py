@@ -70,6 +70,6 @@ def get_config(argument='sort,earl'):
   config.model = 'Qwen2.5-7B-Instruct'
   config.instructions = True
   config.rollout.prompts, config.rollout.group, config.rollout.chunk = 256, 8, 256
-  config.algorithm.mini_batches, config.algorithm.micro_batch = 8, 32
+  config.algorithm.mini_batches, config.algorithm.micro_batch = 8, 0  # as many rows as the devices have room for
   TASKS[task](config, gsm8k or GSM8K)
   return config_lib.apply_method(config, method or 'earl', SFT_STEPS)

@@ -35,6 +35,7 @@ from earl_jax.run.checkpoint import Checkpointer, keep_reference, restore_refere
 from earl_jax.run.collect import collect
 from earl_jax.run.experiment import Experiment, set_up
 from earl_jax.run.learner import Learner
+from earl_jax.run.memory import fitted
 from earl_jax.run.metrics import MetricsWriter
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
@@ -72,6 +73,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
     require_trackers(config.trackers)
   workdir = local_path(workdir, 'workdir')
   experiment, params = set_up(config)
+  experiment = fitted(experiment)
   learner = Learner(experiment, params)
 
   with hold_workdir(workdir):

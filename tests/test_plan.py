@@ -12,7 +12,9 @@ import pytest
 
 from earl_jax import config as config_lib
 from earl_jax import plan
-from earl_jax.run import cli
+from earl_jax.config import UserError
+from earl_jax.run import cli, memory
+from earl_jax.run.experiment import set_up
 from tests.run import tiny
 
 
@@ -42,7 +44,7 @@ def test_residuals_are_without_arguments():
   def f(weights, x):
     return jax.lax.scan(lambda x, w: (jnp.exp(x @ w), None), x, weights)[0].sum()
 
-  shapes = sorted(x.shape for x in plan.residuals(f, np.ones((5, 4, 4), np.float32), np.ones((3, 4), np.float32)))
+  shapes = sorted(x.shape for x in memory.residuals(f, np.ones((5, 4, 4), np.float32), np.ones((3, 4), np.float32)))
   assert shapes == [(5, 3, 4), (5, 3, 4)]  # x, and exp(x @ w)
 
 
@@ -63,14 +65,41 @@ def test_shards_and_remedies(tmp_path, capsys):
 
 
 def test_a_run_too_large_for_every_device():
-  sizes = plan.Plan(*[200 * plan.GIB] * 7, 1.0, 1.0)
-  text = plan.table(sizes, config_lib.Config(), 1)
+  sizes = memory.Plan(*[200 * memory.GIB] * 7, 1.0, 1.0)
+  text = plan.table(sizes, config_lib.Config(), 1, lambda size: 0)
   assert 'fits' not in text and "config.dtype='bfloat16'" in text and 'config.algorithm.reference_on_host' in text
+
+
+def test_the_largest_micro_batch_that_fits(tmp_path, monkeypatch, capsys):
+  tiny.write_model(tmp_path)
+  experiment, _ = set_up(tiny.parsed(tmp_path, **{'algorithm.micro_batch': 0}))
+  config = experiment.config
+  rows = config.rollout.prompts // config.algorithm.mini_batches * config.rollout.group
+  peaks = {size: memory.plan(memory.with_micro_batch(experiment, size), experiment.mesh).peak
+           for size in range(1, rows + 1) if rows % size == 0}
+  assert memory.micro_batches(experiment, experiment.mesh) == list(peaks) and len(peaks) > 3
+  for room in [0.9 * min(peaks.values()), *(peak + 1 for peak in peaks.values())]:
+    fits = [size for size, peak in peaks.items() if peak <= room]
+    assert memory.largest_micro_batch(experiment, experiment.mesh, room) == (max(fits) if fits else 0)
+    monkeypatch.setattr(memory, '_memory_of_a_device', lambda mesh, room=room: room / memory.USABLE)
+    if fits:
+      assert memory.fitted(experiment).config.algorithm.micro_batch == max(fits)
+    else:
+      with pytest.raises(UserError, match='config.algorithm.micro_batch=0: a device has .* GiB'):
+        memory.fitted(experiment)
+  given = memory.with_micro_batch(experiment, 4)
+  assert memory.fitted(given) is given
+  argv = ['plan', f'--config={tiny.PATH}:{tmp_path}', '--config.algorithm.micro_batch=0']
+  assert cli.start(plan.main, plan.define_flags, argv) == 0
+  assert f'H100         80 GiB  fits, {rows} rows at a time' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('changes, told', [
     (('--config.mesh.fsdp=3', '--devices=4'), 'does not fit 4 device(s)'),
     (('--config.mesh.fsdp=8', '--devices=8'), 'config.rollout.prompts=4 is not divisible'),
+    (('--config.mesh.fsdp=4', '--devices=4', '--config.rollout.group=2', '--config.rollout.chunk=8',
+      '--config.algorithm.mini_batches=4', '--config.algorithm.micro_batch=0'),
+     'a mini-batch has 2 rows, and no divisor of that is a multiple of data * fsdp = 4'),
 ])
 def test_bad_input(tmp_path, capsys, changes, told):
   tiny.write_model(tmp_path)

@@ -240,6 +240,19 @@ def test_run_can_be_extended(config, whole, tmp_path, steps):
   assert_same_run(tmp_path, train.train(config, tmp_path).state, whole)
 
 
+def test_the_devices_say_how_many_rows_are_learned_from_at_a_time(config, tmp_path):
+  """micro_batch=0 is the largest there is room for, on this machine all rows of a mini-batch; the sums are the same."""
+  rows = config.rollout.prompts // config.algorithm.mini_batches * config.rollout.group
+
+  def first(name, size):
+    algorithm = dataclasses.replace(config.algorithm, micro_batch=size)
+    train.train(dataclasses.replace(config, algorithm=algorithm, steps=1), tmp_path / name)
+    return tiny.read_metrics(tmp_path / name)
+
+  assert first('open', 0) == first('given', rows)
+  assert json.loads((tmp_path / 'open' / 'config.json').read_text())['algorithm']['micro_batch'] == 0
+
+
 def test_stops_when_solved(config, tmp_path, monkeypatch):
   perfect = {label: {'exact_match': 1.0, 'certified': 1.0, 'count': 4} for label in ('sort2', 'sort3')}
   monkeypatch.setattr(train.measure, 'evaluate_policy', lambda *args, **kwargs: json.loads(json.dumps(perfect)))

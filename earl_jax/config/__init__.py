@@ -76,7 +76,7 @@ class AlgorithmConfig:
     clip_low, clip_high: the surrogate's ratio stays between 1 - clip_low and 1 + clip_high.
     dual_clip: where the advantage is negative, the surrogate is at most this many times its size.
     mini_batches: optimizer steps a rollout batch is split into, by prompts.
-    micro_batch: rows per forward and backward pass.
+    micro_batch: rows per forward and backward pass. 0 = as many as the devices have room for.
     skip_zero: leave rows with advantage 0 out of the update. The surrogate's gradient stays the same; entropy and KL
       of these rows are not counted.
   """
@@ -92,7 +92,7 @@ class AlgorithmConfig:
   clip_high: Annotated[float, Range(0, 1000)] = 0.2
   dual_clip: Annotated[float, Range(1, 1000)] = 3.0
   mini_batches: Count = 4
-  micro_batch: Count = 32
+  micro_batch: Annotated[int, Range(0, 10**6)] = 32
   skip_zero: bool = False
 
 
@@ -303,7 +303,7 @@ def _check(config: Config) -> None:
           lora.projections, 'name some, each once')
   require(lora.rank or not lora.adapters, 'lora.adapters', lora.adapters, 'give config.lora.rank too')
   rows = r.prompts // a.mini_batches * r.group
-  require(rows % a.micro_batch == 0, 'algorithm.micro_batch', a.micro_batch,
+  require(rows % (a.micro_batch or 1) == 0, 'algorithm.micro_batch', a.micro_batch,
           f'choose a divisor of the {rows} rows of a mini-batch')
 
 

@@ -20,6 +20,7 @@ from earl_jax.base_model import build
 from earl_jax.devices import sharding
 from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
+from earl_jax.run import memory
 from earl_jax.run.experiment import model_folder, prepare
 from tests.run import tiny
 
@@ -61,7 +62,7 @@ if __name__ == '__main__':
       values.model = folder
     config = config_lib.parse(values)
     one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
-    planned = plan.make(
+    planned = memory.plan(
         prepare(config, model_folder(config), one), plan.abstract_mesh(config.mesh, jax.device_count())
     )
     print(json.dumps({'planned': planned._asdict(), 'compiled': compiled(config)}))
