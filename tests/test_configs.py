@@ -176,7 +176,7 @@ def refused(says, **changes):
     ('optimizer.warmup', (-1,)), ('optimizer.b2', (1.0,)), ('optimizer.weight_decay', (-1,)), ('algorithm.kl', (-1,)),
     ('algorithm.clip_low', (-1, 1.5)), ('algorithm.clip_high', (-1,)), ('algorithm.dual_clip', (0.5,)),
     ('algorithm.entropy', (-1,)), ('rollout.temperature', (0, -1)), ('rollout.group', (1,)), ('mesh.fsdp', (-2,)),
-    ('seed', (-1, 2**32, 10**5000)), ('steps', (0, 10**30)), ('evaluate_every', (0,)), ('evaluation_prompts', (0,)),
+    ('seed', (-1, 2**32, 10**5000)), ('steps', (-1, 10**30)), ('evaluate_every', (0,)), ('evaluation_prompts', (0,)),
 ])
 def test_numbers_out_of_their_range(field, values):
   group, _, name = field.rpartition('.')

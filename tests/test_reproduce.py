@@ -17,7 +17,7 @@ from earl_jax.run import measure
 from tests.run import tiny
 
 BENCHMARKS, DOCS = tiny.ROOT / 'benchmarks', tiny.ROOT / 'docs'
-NUMBER = re.compile(r'(?<![\w.\-/=#])\d[\d,]*(?:\.\d+)?(?![\w\-/=]|\.\d)')
+NUMBER = re.compile(r'(?<![\w.\-/=#])\d+(?:,\d{3})*(?:\.\d+)?(?![\w\-/=]|\.\d)')
 
 
 @pytest.fixture(scope='module')
