@@ -322,7 +322,7 @@ def test_numbers_near_the_bound_are_told_apart():
     assert bool(negative) == (number < 0)
 
 
-def walks_over(liked: str, instance: dict, seed: int, walks: int = 256, steps: int = 128):
+def walks_over(liked: str, instance: dict, seed: int, walks: int = 64, steps: int = 128):
   """(actions int32[W, T], valid bool[W, T, A]) of random walks over the symbols liked."""
   calculator = Calculator(TOKENIZER.encode)
   wanted = jnp.array([symbol.strip() in liked for symbol in SYMBOLS])
@@ -353,7 +353,7 @@ def test_no_expression_is_evaluated_twice_where_the_task_says_so():
         if action == EQUALS:
           evaluated.append(typed)
         typed = '' if action == EQUALS else typed + SYMBOLS[action].strip()
-  assert held_back > 1_000
+  assert held_back > 300
 
 
 @pytest.mark.parametrize('instance', [{}, {'once': False}])
