@@ -19,7 +19,7 @@ from earl_jax.acting.scoring import score
 from earl_jax.config import UserError
 from earl_jax.learning import reference
 from earl_jax.learning.batches import Split
-from earl_jax.run import collect, learner, memory, metrics
+from earl_jax.run import collect, memory, metrics
 from earl_jax.run.experiment import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
@@ -39,22 +39,7 @@ def config(model):
 
 @pytest.fixture(scope='module', autouse=True)
 def compile_once(config):
-  """Programs are compiled for an interface and an optimizer: all runs here share theirs, and so the programs."""
-  shared, _ = set_up(config)
-
-  def cheap_set_up(config):
-    experiment, params = set_up(config)
-    return dataclasses.replace(experiment, interface=shared.interface), params
-
-  make_optimizer, made = learner.make_optimizer, {}
-
-  def make_once(config):
-    settings = config.optimizer, config.steps, config.algorithm.mini_batches
-    return made.setdefault(settings, make_optimizer(config))
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, 'set_up', cheap_set_up)
-    patch.setattr(learner, 'make_optimizer', make_once)
+  with tiny.compiled_once(config):
     yield
 
 

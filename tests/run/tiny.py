@@ -3,6 +3,8 @@
 As a config file it takes the model's folder: `--config=tests/run/tiny.py:FOLDER`.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,11 +13,14 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 from earl_jax import config as config_lib
+from earl_jax import train
 from earl_jax.base_model import build
 from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
+from earl_jax.run import experiment, learner
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATH = 'tests/run/tiny.py'
@@ -55,6 +60,26 @@ def write_model(folder):
   )
   hf.save_checkpoint(folder, model, transformer.init_params(model, jax.random.key(0)), tokenizer.eos_token_id)
   return folder
+
+
+@contextlib.contextmanager
+def compiled_once(config):
+  """Programs are compiled for an interface and an optimizer: the runs within share theirs, and so the programs."""
+  shared, _ = experiment.set_up(config)
+  make_optimizer, made = learner.make_optimizer, {}
+
+  def cheap_set_up(config):
+    new, params = experiment.set_up(config)
+    return dataclasses.replace(new, interface=shared.interface), params
+
+  def make_once(config):
+    settings = config.optimizer, config.steps, config.algorithm.mini_batches
+    return made.setdefault(settings, make_optimizer(config))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, 'set_up', cheap_set_up)
+    patch.setattr(learner, 'make_optimizer', make_once)
+    yield
 
 
 def start(module, *arguments, **environment):
