@@ -186,13 +186,13 @@ def draw_methods(runs: dict[str, list[Run]], label: str, path: pathlib.Path) -> 
 def tell_before_and_after(runs: Runs, images: pathlib.Path) -> str:
   """As `tell_methods`, and what the methods begin with: the cells 'untrained'."""
   trained = {key: members for key, members in runs.items() if key[1] in METHODS}
-  rows = [['task', 'interface', 'problems', 'exact match', '95 % interval', 'calls an episode', 'ended in time']]
+  rows = [['task', 'interface', 'problems', 'exact match', '95 % interval', 'calls an episode']]
   for (task, name), members in runs.items():
     if name not in METHODS:
       run = members[0]
       rows.append([
           task, name.removeprefix('untrained_'), str(run.result['count']), f'**{run.result["exact_match"]:.1%}**',
-          interval(members), f'{run.result["calls"]:.2f}', f'{1 - run.result["unfinished"]:.0%}',
+          interval(members), f'{run.result["calls"]:.2f}',
       ])
   before = ['### Untrained', grid.markdown(rows)] if len(rows) > 1 else []
   return '\n\n'.join([*before, *([tell_methods(trained, images)] if trained else [])])

@@ -163,7 +163,7 @@ function look(mark, focus = true) {
   const numbers = [
     ['log-probability', number(decision.log_prob)],
     ...(decision.reference === undefined ? [] : [['… reference', number(decision.reference)]]),
-    ...(decision.entropy === undefined ? [] : [['entropy', number(decision.entropy)]]),
+    ...(decision.entropy === undefined ? [] : [['entropy, tokens as one', number(decision.entropy)]]),
     ['advantage', part.advantage === undefined ? 'shared' : part.advantage === null ? 'not learned from' : signed(part.advantage)],
     ...(legal ? [['legal', legal]] : []),
   ];
