@@ -6,7 +6,8 @@
 Every study of studies.py is a number of runs, each trained in a workdir below --out. What a finished run measured is
 kept in --kept, and the blocks of docs/ that have a study's name are written from what is kept there, alone. A run whose
 config there is still its config is not trained again, so the same command goes on after Ctrl-C or a kill, which lets
-running ones save first. `--config.<field>` reaches every run, such as `--config.model=…` for the language model.
+running ones save first. `--config.<field>` reaches every run, such as `--config.model=…` for the language model; for a
+quick look with fewer steps, name other folders with --kept and --docs.
 """
 
 import dataclasses
@@ -191,33 +192,35 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+  seeds = grid.seeds(values)
   if unknown := [name for name in values.only if name not in STUDIES]:
     raise UserError(f'--only={",".join(values.only)}: {unknown[0]!r} is none of {", ".join(STUDIES)}')
   changes = grid.config_arguments()
   if own := [change for change in changes if change.lstrip('-').startswith('config=')]:
     raise UserError(f'{own[0]}: the studies have configs of their own; set fields of them with --config.<field>=value')
+  out, kept, docs = (pathlib.Path(path).resolve() for path in (values.out, values.kept, values.docs))
   os.chdir(ROOT)  # where the configs of the studies are
-  out, kept, docs = (pathlib.Path(path) for path in (values.out, values.kept, values.docs))
   studies = {
       name: [
           Cell(key, (*arguments, *changes), out / name / name_of(key), kept / name / name_of(key))
-          for key, arguments in STUDIES[name].cells.items() if key[-1] in grid.seeds(values)
+          for key, arguments in STUDIES[name].cells.items()
       ]
       for name in values.only
   }
-  cells = [cell for of_study in studies.values() for cell in of_study]
-  for cell in cells:
-    cell.keep_if_finished()
+  wanted = [cell for cells in studies.values() for cell in cells if cell.key[-1] in seeds]
   if values.list:
     print(left(studies, values.jobs))
     return
   for name in studies:
     (out / name).mkdir(parents=True, exist_ok=True)
-  waiting = {f'{cell.workdir.parent.name}/{cell.workdir.name}': list(cell.arguments) for cell in cells if not cell.kept}
+  for cell in wanted:
+    cell.keep_if_finished()
+  waiting = {f'{cell.workdir.parent.name}/{cell.workdir.name}': list(cell.arguments)
+             for cell in wanted if not cell.kept}
   try:
     grid.train(waiting, out, values.jobs, values.devices_per_job)
   finally:  # what is finished is told, whatever became of the others
-    for cell in cells:
+    for cell in wanted:
       cell.keep_if_finished()
     for name, of_study in studies.items():
       if any(cell.kept for cell in of_study):
