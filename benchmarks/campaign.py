@@ -158,7 +158,8 @@ def reach(run: Run, rng: random.Random, phases: list[tuple[str, int]], process: 
 
 
 def last_phase(run: Run, process: int = 0) -> str:
-  return next((line for line in reversed(run.lines(process)) if line != 'between'), 'before')
+  last = next((line for line in reversed(run.lines(process)) if line != 'between'), 'before')
+  return 'digest' if last.startswith('digest') else last  # which is that of the parameters
 
 
 def kill(campaign: Campaign, draw: int) -> dict[str, Any]:
@@ -356,7 +357,7 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    'kill': Row(kill, 10, 'kill -9 at a random moment, five in each run'),
+    'kill': Row(kill, 14, 'kill -9 at a random moment, five in each run'),
     'damage': Row(damage_row, 100, 'a byte flipped, a file cut short or removed in a stopped workdir'),
     'signal': Row(stop, 20, 'SIGTERM, SIGINT or SIGHUP at a random moment'),
     'signal_two': Row(stop_two, 10, 'the same in two processes'),
