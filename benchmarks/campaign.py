@@ -357,7 +357,7 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    'kill': Row(kill, 14, 'kill -9 at a random moment, five in each run'),
+    'kill': Row(kill, 15, 'kill -9 at a random moment, five in each run'),
     'damage': Row(damage_row, 100, 'a byte flipped, a file cut short or removed in a stopped workdir'),
     'signal': Row(stop, 20, 'SIGTERM, SIGINT or SIGHUP at a random moment'),
     'signal_two': Row(stop_two, 10, 'the same in two processes'),
