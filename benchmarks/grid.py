@@ -45,16 +45,13 @@ def config_arguments() -> list[str]:
   return shared
 
 
-def final_results(workdir: pathlib.Path, steps: int) -> dict[str, dict] | None:
-  """Task label -> final greedy evaluation of a finished cell; None if it has not done all its steps."""
+def final_results(workdir: pathlib.Path) -> dict[str, dict]:
+  """Task label -> final greedy evaluation of a cell; nothing where it has not come to its end."""
   path = workdir / 'evaluation.json'
-  if not path.is_file():
-    return None
-  nested = json.loads(path.read_text('utf-8'))
-  results = {
+  nested = json.loads(path.read_text('utf-8')) if path.is_file() else {}
+  return {
       name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
   }
-  return results if all(result['step'] == steps for result in results.values()) else None
 
 
 def train(cells: dict[str, list[str]], out: pathlib.Path, jobs: int, devices: int | None) -> None:

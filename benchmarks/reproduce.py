@@ -57,16 +57,12 @@ def read(folder: pathlib.Path) -> Run:
   """A run that was kept."""
   config = json.loads((folder / 'config.json').read_text('utf-8'))
   name, options, _ = config['curriculum'][-1]['tasks'][-1]
-  nested = json.loads((folder / 'evaluation.json').read_text('utf-8'))
-  results = {
-      name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
-  }
   metrics = read_run(folder) if (folder / 'metrics.jsonl').stat().st_size else RunMetrics([], [])
   samples = sorted((folder / 'samples').glob('*.txt'))[-1:]
   episodes = [
       sample.partition('⏎')[2] for path in samples for sample in path.read_text('utf-8').split('===== sample')[1:]
   ]
-  return Run(config['seed'], make_task(name, **options).label, results, metrics, episodes)
+  return Run(config['seed'], make_task(name, **options).label, grid.final_results(folder), metrics, episodes)
 
 
 def is_of(folder: pathlib.Path, config: config_lib.Config) -> bool:
@@ -110,11 +106,8 @@ def made(arguments: list[str]) -> dict[str, Any]:
 
 def finished(workdir: pathlib.Path, config: config_lib.Config) -> bool:
   """Whether a workdir's run is at its end: evaluated after all its steps, or after it was solved."""
-  path = workdir / 'evaluation.json'
-  if not path.is_file() or not is_of(workdir, config):
-    return False
-  steps = {result['step'] for sizes in json.loads(path.read_text('utf-8')).values() for result in sizes.values()}
-  return steps == {config.steps} or config.stop_at_solved
+  steps = {result['step'] for result in grid.final_results(workdir).values()}
+  return bool(steps) and is_of(workdir, config) and (steps == {config.steps} or config.stop_at_solved)
 
 
 class Cell(NamedTuple):
@@ -138,34 +131,30 @@ class Cell(NamedTuple):
       keep(self.workdir, self.folder, self.arguments)
 
 
-def runs_of(cells: list[Cell]) -> Runs:
-  """The runs that are kept, seed by seed."""
-  runs: Runs = {}
-  for cell in cells:
-    if cell.kept:
-      runs.setdefault(cell.key[:-1], []).append(read(cell.folder))
-  return runs
-
-
-def origin(cells: list[Cell]) -> str:
+def origin(kept: list[Cell]) -> str:
   """Where the runs of a study come from."""
-  made = [json.loads((cell.folder / 'made.json').read_text('utf-8')) for cell in cells if cell.kept]
+  made = [json.loads((cell.folder / 'made.json').read_text('utf-8')) for cell in kept]
   told = (
       f'{name} ' + ', '.join(sorted({each[key] for each in made}))
       for name, key in (('commit', 'commit'), ('JAX', 'jax'), ('on', 'machine'))
   )
-  return f'{len(made)} of {len(cells)} runs: {"; ".join(told)}.'
+  return '; '.join(told)
 
 
 def write_page(name: str, cells: list[Cell], docs: pathlib.Path) -> None:
-  """Writes the block of a study, `<!-- name -->` to `<!-- end -->`."""
-  study, runs = STUDIES[name], runs_of(cells)
+  """Writes the block of a study, `<!-- name -->` to `<!-- end -->`, if any of its runs is kept."""
+  study, kept = STUDIES[name], [cell for cell in cells if cell.kept]
+  if not kept:
+    return
+  runs: Runs = {}
+  for cell in kept:
+    runs.setdefault(cell.key[:-1], []).append(read(cell.folder))
   page = docs / study.page
   text = page.read_text('utf-8')
   block = re.compile(rf'(<!-- {name} -->\n).*?(<!-- end -->)', re.DOTALL)
   if not block.search(text):
     raise UserError(f'{page}: no block of the study {name}; put <!-- {name} --> and <!-- end --> where it belongs')
-  told = f'{study.tell(runs, docs / "images")}\n\n{origin(cells)}'
+  told = f'{study.tell(runs, docs / "images")}\n\n{len(kept)} of {len(cells)} runs: {origin(kept)}.'
   write_atomically(page, block.sub(lambda found: f'{found[1]}\n{told}\n\n{found[2]}', text))
 
 
@@ -173,7 +162,7 @@ def left(studies: dict[str, list[Cell]], jobs: int) -> str:
   """A table of the studies: runs that are kept, runs to be trained, and about how long they take."""
   rows = [['study', 'kept', 'left', 'hours', 'page']]
   for name, cells in studies.items():
-    measured = [run.minutes for members in runs_of(cells).values() for run in members]
+    measured = [read(cell.folder).minutes for cell in cells if cell.kept]
     minutes = sum(measured) / len(measured) if measured else STUDIES[name].minutes
     waiting = len(cells) - len(measured)
     rows.append([
@@ -223,8 +212,7 @@ def main(values: flags.FlagValues) -> None:
     for cell in wanted:
       cell.keep_if_finished()
     for name, of_study in studies.items():
-      if any(cell.kept for cell in of_study):
-        write_page(name, of_study, docs)
+      write_page(name, of_study, docs)
     print(left(studies, values.jobs))
 
 

@@ -84,10 +84,10 @@ class Study(NamedTuple):
   minutes: float
 
 
-def interval(runs: list[Run], metric: str = 'exact_match') -> str:
-  """Wilson's, over the problems of all runs."""
+def interval(runs: list[Run]) -> str:
+  """Wilson's of exact match, over the problems of all runs."""
   count = sum(run.result['count'] for run in runs)
-  right = round(sum(run.result[metric] * run.result['count'] for run in runs))
+  right = round(sum(run.result['exact_match'] * run.result['count'] for run in runs))
   return '{:.1%} - {:.1%}'.format(*measure.wilson_interval(right, count))
 
 

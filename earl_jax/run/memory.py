@@ -251,9 +251,6 @@ def fitted(experiment: Experiment) -> Experiment:
 
 def _memory_of_a_device(mesh: Mesh) -> float:
   """Bytes that the device with the least has, of all processes."""
-  least = float('inf')
-  for device in mesh.local_devices:
-    stats = device.memory_stats() or {}
-    whole = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / jax.local_device_count()
-    least = min(least, stats.get('bytes_limit', whole))
+  shared = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / jax.local_device_count()  # where it tells nothing
+  least = min((device.memory_stats() or {}).get('bytes_limit', shared) for device in mesh.local_devices)
   return min(processes.gather([least], np.array([jax.process_index()]), jax.process_count()))
