@@ -168,6 +168,8 @@ class Config:
     instructions: prompts tell how the environments are called, for models that follow instructions.
     worked_example: prompts show one solved problem of their task, called and written as the interface has it, for
       models too small to find the form of an answer by themselves. The same problem for all interfaces.
+    action_floor: actions of environments that the model takes more rarely than this where they are legal begin at this
+      rate, so that they can be found; 0 = all begin as the model has them. See `run.action_floor`.
     seed: of data, sampling and interventions.
     steps: of the run, at most; each is one batch of rollouts and an update. 0 measures what the run begins with.
     curriculum: stages, in order; the last one lasts.
@@ -187,6 +189,7 @@ class Config:
   interface: Literal['expanded', 'tagged'] = 'expanded'
   instructions: bool = False
   worked_example: bool = False
+  action_floor: Annotated[float, Range(0, 0.1)] = 0.0
   seed: Annotated[int, Range(0, 2**32 - 1)] = 0
   steps: Annotated[int, Range(0, 10**8)] = 100
   curriculum: Annotated[tuple[Stage, ...], Example("({'tasks': (('sort', {'n': 4}, 1.0),), 'until': 0.95},)")] = ()
@@ -298,6 +301,8 @@ def _check(config: Config) -> None:
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
   require(config.steps * a.mini_batches < 2**31, 'steps', config.steps,
           f'each has {a.mini_batches} mini-batches; let there be less than 2**31 of them in all')
+  require(config.interface == 'expanded' or not config.action_floor, 'action_floor', config.action_floor,
+          "actions have rows of their own under config.interface='expanded' alone; use that, or 0")
   lora = config.lora
   require(lora.projections and len(set(lora.projections)) == len(lora.projections), 'lora.projections',
           lora.projections, 'name some, each once')

@@ -1,0 +1,117 @@
+"""Actions that the base model would never take inside an environment, at a rate at which they can be found.
+
+A row of the expanded head begins as that of a token. Where a tokenizer hardly ever writes that token, its action is
+never explored: many merge a blank and `(` into one token, and the calculator writes ` / ` before the operand, so that
+SmolLM2 opens a parenthesis once in ten million times. Where it should, though, a hundred times as often as elsewhere:
+what is missing is an offset.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from earl_jax.acting import policy
+from earl_jax.acting.options import options
+from earl_jax.acting.rollout import Replay
+from earl_jax.acting.scoring import previous_hidden, Scoring
+from earl_jax.acting.trajectory import Trajectory
+from earl_jax.devices import processes, rows
+from earl_jax.run.experiment import Experiment
+from earl_jax.run.problems import draw
+
+__all__ = ['lifted', 'told']
+
+RIDGE = 0.01  # of the mean square of a hidden state's feature
+
+
+class Inside(NamedTuple):
+  """Sums over decisions inside environments.
+
+  Attributes:
+    count: float32[].
+    hidden: float32[D], of the final hidden states h.
+    squares: float32[D, D], of h hᵀ.
+    legal: float32[E], decisions where an expanded action was legal.
+    taken: float32[E], its probability there.
+  """
+
+  count: jax.Array
+  hidden: jax.Array
+  squares: jax.Array
+  legal: jax.Array
+  taken: jax.Array
+
+
+def lifted(experiment: Experiment, params: policy.Params) -> tuple[policy.Params, dict[str, float]]:
+  """The policy with `config.action_floor` as the rate of every action of an environment that was rarer.
+
+  The policy plays: an environment is entered right after the prompt, and all else is its own choice. Of an action,
+  the rate is its mean probability p over those decisions inside environments where it is legal. Where p is below the
+  floor, log(floor / p) v is added to its row. v is the least-squares solution of h · v = 1 over these decisions, so
+  that the action's logits all rise by about the same.
+
+  Returns:
+    the parameters, and what the action's descriptions are -> the rate it had, of those that were rarer.
+  """
+  config, space = experiment.config, experiment.interface.space
+  inside = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *(
+      _play(experiment, params, environment) for environment in range(space.num_environments)
+  ))
+  rates = inside.taken / np.maximum(inside.legal, 1)
+  rare = (rates > 0) & (rates < config.action_floor)
+  squares, mean = inside.squares / max(inside.count, 1), inside.hidden / max(inside.count, 1)
+  features = len(mean)
+  direction = np.linalg.solve(squares + RIDGE * max(np.trace(squares), 1e-9) / features * np.eye(features), mean)
+  offsets = np.log(config.action_floor / np.where(rare, rates, config.action_floor)) * config.rollout.temperature
+  head = params['expanded_head']
+  offset = jax.device_put(np.outer(offsets, direction).astype(np.float32), head.sharding)
+  named = {space.actions[i].description: float(rates[i]) for i in np.flatnonzero(rare)}
+  return params | {'expanded_head': head + offset}, named
+
+
+def told(rare: dict[str, float]) -> str:
+  """What `lifted` has done, in a line."""
+  names = ', '.join(f'{description!r} ({rate:.1e})' for description, rate in rare.items())
+  return f'rarer before, and lifted to that: {names}' if rare else 'no action is rarer'
+
+
+def _play(experiment: Experiment, params: policy.Params, environment: int) -> Inside:
+  """What is seen in `rollout.chunk` episodes that begin in an environment, in the first stage that offers it."""
+  config = experiment.config
+  size, group = config.rollout.chunk, config.rollout.group
+  offering = (
+      stage for stage, tasks in enumerate(experiment.stages)
+      if experiment.offered([task for task, _ in tasks])[:, environment].any()
+  )
+  problems, ids = draw(experiment, next(offering), step=0), np.arange(size)
+  route = np.array(experiment.interface.route(environment), np.int32)
+  lengths = np.where(experiment.offered(problems.tasks)[ids // group, environment], len(route), 0).astype(np.int32)
+  replay = processes.place(Replay(np.tile(route, (size, 1)), lengths), experiment.rows)
+  prompts = rows.take(problems.prompts, ids // group, experiment.rows)
+  key = jax.random.fold_in(jax.random.key(config.seed), environment)
+  decoding = experiment.decoding(temperature=config.rollout.temperature)
+  trajectory = experiment.rollout(params, prompts, ids, key, replay, decoding=decoding)
+  with jax.set_mesh(experiment.mesh):
+    return jax.tree.map(processes.whole, _look(params, trajectory, scoring=experiment.scoring))
+
+
+@functools.partial(jax.jit, static_argnames='scoring')
+def _look(params: policy.Params, trajectory: Trajectory, *, scoring: Scoring) -> Inside:
+  alone = dataclasses.replace(scoring, rows_per_prompt=1)
+  hidden = previous_hidden(params, trajectory, alone).astype(jnp.float32)
+  probabilities = jnp.exp(options(params, None, trajectory, scoring=alone).expanded_log_probs)
+  response = slice(scoring.prompt_length, None)
+  inside = (trajectory.actions[:, response] >= 0) & ~trajectory.language[:, response]
+  legal = trajectory.legal[:, response] & inside[..., None]
+  hidden = jnp.where(inside[..., None], hidden, 0)
+  return Inside(
+      count=jnp.sum(inside, dtype=jnp.float32),
+      hidden=jnp.sum(hidden, axis=(0, 1)),
+      squares=jnp.einsum('bsd,bse->de', hidden, hidden),
+      legal=jnp.sum(legal, axis=(0, 1), dtype=jnp.float32),
+      taken=jnp.sum(jnp.where(legal, probabilities, 0), axis=(0, 1)),
+  )
