@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import inspect
 import pathlib
 import re
 import sys
@@ -69,9 +70,9 @@ def config_page() -> str:
 
 def descriptions(cls: type) -> dict[str, str]:
   """Field -> what the section Attributes of the docstring says of it. One entry may describe several fields."""
-  section = cls.__doc__.partition('Attributes:\n')[2]
+  section = inspect.cleandoc(cls.__doc__).partition('Attributes:\n')[2]  # from Python 3.13 on it is clean already
   found = {}
-  for entry in re.split(r'\n    (?=\w)', '\n' + section)[1:]:
+  for entry in re.split(r'\n  (?=\w)', '\n' + section)[1:]:
     names, _, text = entry.partition(':')
     found |= {name.strip(): ' '.join(text.split()) for name in names.split(',')}
   return found
