@@ -29,7 +29,7 @@ RIDGE = 0.01  # of the mean square of a hidden state's feature
 
 
 class Inside(NamedTuple):
-  """Sums over decisions inside environments.
+  """Sums over decisions between several actions inside environments.
 
   Attributes:
     count: float32[].
@@ -50,9 +50,9 @@ def lifted(experiment: Experiment, params: policy.Params) -> tuple[policy.Params
   """The policy with `config.action_floor` as the rate of every action of an environment that was rarer.
 
   The policy plays: an environment is entered right after the prompt, and all else is its own choice. Of an action,
-  the rate is its mean probability p over those decisions inside environments where it is legal. Where p is below the
-  floor, log(floor / p) v is added to its row. v is the least-squares solution of h · v = 1 over these decisions, so
-  that the action's logits all rise by about the same.
+  the rate is its mean probability p over those decisions inside environments where it and others are legal. Where p is
+  below the floor, log(floor / p) v is added to its row. v is the least-squares solution of h · v = 1 over these
+  decisions, so that the action's logits all rise by about the same.
 
   Returns:
     the parameters, and what the action's descriptions are -> the rate it had, of those that were rarer.
@@ -105,8 +105,10 @@ def _look(params: policy.Params, trajectory: Trajectory, *, scoring: Scoring) ->
   hidden = previous_hidden(params, trajectory, alone).astype(jnp.float32)
   probabilities = jnp.exp(options(params, None, trajectory, scoring=alone).expanded_log_probs)
   response = slice(scoring.prompt_length, None)
-  inside = (trajectory.actions[:, response] >= 0) & ~trajectory.language[:, response]
-  legal = trajectory.legal[:, response] & inside[..., None]
+  legal = trajectory.legal[:, response]
+  # what is forced says nothing of a rate
+  inside = (trajectory.actions[:, response] >= 0) & ~trajectory.language[:, response] & (jnp.sum(legal, axis=-1) > 1)
+  legal &= inside[..., None]
   hidden = jnp.where(inside[..., None], hidden, 0)
   return Inside(
       count=jnp.sum(inside, dtype=jnp.float32),
