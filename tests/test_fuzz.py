@@ -1,20 +1,21 @@
 """The fuzzer counts what it finds and goes on where it was; and what it plays in large numbers, in small ones."""
 
-import importlib.util
 import json
-import pathlib
+import sys
 
 import pytest
 
-PATH = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'fuzz.py'
+from tests.run import tiny
 
 
 @pytest.fixture(scope='module')
 def fuzz():
-  spec = importlib.util.spec_from_file_location('fuzz', PATH)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
+  try:
+    import fuzz
+    yield fuzz
+  finally:
+    sys.path.remove(str(tiny.ROOT / 'benchmarks'))
 
 
 def test_a_row_is_resumed_and_counts_what_it_finds(fuzz, tmp_path, monkeypatch, capsys):
