@@ -2,11 +2,11 @@
 
   python -m earl_jax.train --config=configs/embedded.py:countdown3,earl --workdir=runs/countdown3-earl
 
-TASK,METHOD after the colon: a task sort4, countdown3, countdown3_once (no expression is evaluated twice) or calc_bench,
-a method earl, prompt_cpo, prompt_grpo or sft_grpo. All start from the embedded base model, see the same problems and
-have the same number of rollouts and slots; sft_grpo makes its first `SFT_STEPS` steps on demonstrations, in place of
-the stages before the last. 80 steps of 256 rollouts: about 15 minutes on one CPU core. docs/results.md has what each
-reaches; benchmarks/reproduce.py runs them all.
+TASK,METHOD after the colon: a task sort4, countdown3, countdown3_strict (the calculator plays by the rules) or
+calc_bench, a method earl, prompt_cpo, prompt_grpo or sft_grpo. All start from the embedded base model, see the same
+problems and have the same number of rollouts and slots; sft_grpo makes its first `SFT_STEPS` steps on demonstrations,
+in place of the stages before the last. 80 steps of 256 rollouts: about 15 minutes on one CPU core. docs/results.md has
+what each reaches; benchmarks/reproduce.py runs them all.
 """
 
 import countdown3  # beside this file, as is the next
@@ -39,15 +39,15 @@ def _calc_bench():
   return config
 
 
-def _countdown3(once):
+def _countdown3(strict):
   config = countdown3.get_config()
-  options = {'numbers': 3, 'digits': 1} | ({'once': True} if once else {})
+  options = {'numbers': 3, 'digits': 1} | ({'strict': True} if strict else {})
   config.curriculum = (config_lib.stage(('countdown', options, 1.0)),)
   return config
 
 
 TASKS = {
-    'sort4': _sort4, 'countdown3': lambda: _countdown3(False), 'countdown3_once': lambda: _countdown3(True),
+    'sort4': _sort4, 'countdown3': lambda: _countdown3(False), 'countdown3_strict': lambda: _countdown3(True),
     'calc_bench': _calc_bench,
 }
 

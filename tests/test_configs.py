@@ -60,7 +60,7 @@ def load(name, *argument):
 
 @pytest.mark.parametrize('name, task', [
     *(('published', task) for task in ('sort', 'countdown', 'calc_bench', 'arithmetic')),
-    *(('embedded', task) for task in ('sort4', 'countdown3', 'countdown3_once', 'calc_bench')),
+    *(('embedded', task) for task in ('sort4', 'countdown3', 'countdown3_strict', 'calc_bench')),
 ])
 def test_methods_differ_in_nothing_else(name, task):
   earl, *others = (load(name, task, method) for method in config_lib.METHODS)
@@ -101,7 +101,7 @@ def test_what_they_do_not_know_is_named(name, task, capsys):
 
 @pytest.mark.parametrize('name, argument', [
     *((name, ()) for name in EMBEDDED_NAMES if name != 'embedded'),
-    *(('embedded', (task, 'earl')) for task in ('sort4', 'countdown3', 'countdown3_once', 'calc_bench')),
+    *(('embedded', (task, 'earl')) for task in ('sort4', 'countdown3', 'countdown3_strict', 'calc_bench')),
 ])
 def test_every_prompt_fits(name, argument):
   config = load(name, *argument)

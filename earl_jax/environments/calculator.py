@@ -15,16 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
-from earl_jax.environments import residues
+from earl_jax.environments import countdown_rules, residues
 from earl_jax.environments.base import concatenate, Environment, Observation, observation_table, Phrasing
+from earl_jax.environments.countdown_rules import (
+  CLOSE,
+  DIVIDE,
+  EQUALS,
+  MAX_DEPTH,
+  MAX_SYMBOLS,
+  MINUS,
+  OPEN,
+  POINT,
+  SYMBOLS,
+  TIMES,
+)
 
-MAX_SYMBOLS = 32  # of one expression, ` = ` not counted
-MAX_DEPTH = 8  # parentheses open at a time
-EVALUATED = 24  # expressions of an episode that are remembered where none may be evaluated twice, the newest ones
 INTEGERS, DECIMALS = 12, 3  # digits of a result; from 10^12 on it is written as overflow
-
-SYMBOLS = (*'0123456789', '.', ' + ', ' - ', ' * ', ' / ', '(', ')', ' = ')
-_POINT, _PLUS, _MINUS, _TIMES, _DIVIDE, _OPEN, _CLOSE, _EQUALS = range(10, 18)
 
 # The automaton: a mode per line, where each class of symbols leads from it (_ = not legal), and how many symbols it
 # takes until what is open may end.
@@ -70,9 +76,7 @@ class Calculation(NamedTuple):
     divides: bool[D], the operand divides the product.
     undefined: bool[], something was divided by zero.
     calls: int32[], expressions evaluated in this episode.
-    memory: int8[M, 32], symbols: those being typed, then the expressions evaluated, the newest first; -1 where there is
-      none. M = 0 where no instance asks for it.
-    once: bool[], no expression may be evaluated again.
+    rules: what the rules of countdown go by.
   """
 
   mode: jax.Array
@@ -84,16 +88,15 @@ class Calculation(NamedTuple):
   divides: jax.Array
   undefined: jax.Array
   calls: jax.Array
-  memory: jax.Array
-  once: jax.Array
+  rules: countdown_rules.Rules
 
 
-def _nothing_typed(calls: jax.Array, memory: jax.Array, once: jax.Array) -> Calculation:
+def _nothing_typed(calls: jax.Array, rules: countdown_rules.Rules) -> Calculation:
   ones, zeros = (jnp.tile(fraction, (MAX_DEPTH, 1, 1)) for fraction in (ONE, ZERO))
   return Calculation(
       mode=jnp.int32(_START), typed=jnp.int32(0), depth=jnp.int32(0), operand=jnp.asarray(ZERO), product=ones,
       total=zeros, divides=jnp.zeros(MAX_DEPTH, bool), undefined=jnp.bool_(False), calls=calls,
-      memory=memory, once=once,
+      rules=rules,
   )
 
 
@@ -107,19 +110,19 @@ def _type(state: Calculation, symbol: jax.Array) -> Calculation:
     + - ) ` = `          then add the product to the total, and a new one begins
   """
   k, mode = state.depth, state.mode
-  opens, closes = symbol == _OPEN, (symbol == _CLOSE) | (symbol == _EQUALS)
+  opens, closes = symbol == OPEN, (symbol == CLOSE) | (symbol == EQUALS)
   begins = jnp.asarray(_BEGINS)[mode]
-  ends_operand = (symbol > _POINT) & ~opens & ~begins  # where an operand begins, + and - are signs
-  ends_product = ends_operand & (symbol != _TIMES) & (symbol != _DIVIDE)
+  ends_operand = (symbol > POINT) & ~opens & ~begins  # where an operand begins, + and - are signs
+  ends_product = ends_operand & (symbol != TIMES) & (symbol != DIVIDE)
 
   number = jnp.where(begins, ZERO, state.operand)
   longer = residues.append_digit(number, symbol, jnp.asarray(_DECIMAL)[mode])
-  number = jnp.where(symbol < _POINT, longer, number)
+  number = jnp.where(symbol < POINT, longer, number)
 
   factor = jnp.where(state.divides[k], residues.inverse(state.operand), state.operand)
   product = jnp.where(ends_operand, residues.multiply(state.product[k], factor), state.product[k])
   total = jnp.where(ends_product, residues.add(state.total[k], product), state.total[k])
-  signed = residues.multiply(jnp.where(ends_product, ONE, product), jnp.where(symbol == _MINUS, MINUS_ONE, ONE))
+  signed = residues.multiply(jnp.where(ends_product, ONE, product), jnp.where(symbol == MINUS, MINUS_ONE, ONE))
 
   entry = jnp.arange(MAX_DEPTH)
 
@@ -130,22 +133,15 @@ def _type(state: Calculation, symbol: jax.Array) -> Calculation:
   return Calculation(
       mode=jnp.asarray(_LEADS)[mode, jnp.asarray(_CLASS)[symbol]],
       typed=state.typed + 1,
-      depth=k + opens - (symbol == _CLOSE),
-      operand=jnp.where(symbol <= _POINT, number, jnp.where(closes, total, state.operand)),
+      depth=k + opens - (symbol == CLOSE),
+      operand=jnp.where(symbol <= POINT, number, jnp.where(closes, total, state.operand)),
       product=put(put(state.product, k, signed), inner, ONE),
       total=put(put(state.total, k, total), inner, ZERO),
-      divides=put(put(state.divides, k, jnp.where(ends_operand, symbol == _DIVIDE, state.divides[k])), inner, False),
+      divides=put(put(state.divides, k, jnp.where(ends_operand, symbol == DIVIDE, state.divides[k])), inner, False),
       undefined=state.undefined | (ends_operand & state.divides[k] & residues.is_zero(state.operand)),
       calls=state.calls,
-      memory=jnp.where(_being_typed(state), symbol.astype(jnp.int8), state.memory),
-      once=state.once,
+      rules=countdown_rules.after(state.rules, symbol, state.typed, k, begins),
   )
-
-
-def _being_typed(state: Calculation) -> jax.Array:
-  """bool[M, 32]: where the memory has the next symbol."""
-  rows, places = jnp.indices(state.memory.shape)
-  return (rows == 0) & (places == state.typed)
 
 
 def _groups(size: int) -> list[str]:
@@ -200,12 +196,12 @@ class Calculator(Environment):
   reads one, two or three at a time. An action that is not valid leaves the state as it is, writes nothing and does
   not exit.
 
-  A task whose instances have the key `once` (bool[]) can forbid to evaluate an expression a second time: ` = ` is not
-  valid after the symbols of one of the last `EVALUATED`, as long as another symbol is.
+  A task whose instances have the keys `strict` (bool[]) and `numbers` (int32[N], -1 = none) can have it play by the
+  rules of countdown (`countdown_rules`).
   """
 
   spec = EnvironmentSpec(
-      'calculator', ActionSpec(' calculate '), tuple(map(ActionSpec, SYMBOLS)), closing=ActionSpec(SYMBOLS[_EQUALS])
+      'calculator', ActionSpec(' calculate '), tuple(map(ActionSpec, SYMBOLS)), closing=ActionSpec(SYMBOLS[EQUALS])
   )
   phrasing = Phrasing('', '', '\n')
   usage = 'calculate:{routing}(12 + 6) / 3{closing}{before}6{after}'
@@ -221,30 +217,25 @@ class Calculator(Environment):
     self.max_observation = int(max(number, word) + self._lengths[[_BEFORE, _AFTER]].sum())
 
   def reset(self, instance: dict[str, jax.Array]) -> Calculation:
-    """Nothing typed. What is remembered has no size unless the instance has the key `once`."""
-    memory = jnp.full((1 + EVALUATED if 'once' in instance else 0, MAX_SYMBOLS), -1, jnp.int8)
-    once = jnp.asarray(instance.get('once', False), bool)
-    return _nothing_typed(jnp.int32(0), memory, once)
+    return _nothing_typed(jnp.int32(0), countdown_rules.begin(instance))
 
   def valid_actions(self, state: Calculation) -> jax.Array:
     symbol = jnp.arange(len(SYMBOLS))
     mode = jnp.asarray(_LEADS)[state.mode, _CLASS]
-    depth = state.depth + (symbol == _OPEN) - (symbol == _CLOSE)
+    depth = state.depth + (symbol == OPEN) - (symbol == CLOSE)
     # All that is open must still find room.
     complete = state.typed + 1 + jnp.asarray(_NEEDS)[mode] + depth <= MAX_SYMBOLS
-    possible = jnp.where(symbol == _EQUALS, state.depth == 0, (depth >= 0) & (depth < MAX_DEPTH) & complete)
-    valid = (mode >= 0) & possible
-    again = state.once & (state.memory[1:] == state.memory[:1]).all(axis=1).any() & valid[:_EQUALS].any()
-    return valid.at[_EQUALS].min(~again)
+    possible = jnp.where(symbol == EQUALS, state.depth == 0, (depth >= 0) & (depth < MAX_DEPTH) & complete)
+    begins = jnp.asarray(_BEGINS)[state.mode]
+    return countdown_rules.possible(state.rules, (mode >= 0) & possible, state.typed, state.depth, begins)
 
   def step(self, state: Calculation, action: jax.Array) -> tuple[Observation, Calculation, jax.Array]:
     valid = self.valid_actions(state)[action]
-    leaves = valid & (action == _EQUALS)
+    leaves = valid & (action == EQUALS)
     typed = _type(state, action)
     written = self._result(typed, leaves)
     kept = jax.tree.map(lambda new, old: jnp.where(valid, new, old), typed, state)
-    memory = jnp.roll(state.memory, 1, axis=0).at[:1].set(-1)
-    fresh = _nothing_typed(state.calls + 1, memory, state.once)
+    fresh = _nothing_typed(state.calls + 1, countdown_rules.evaluated(state.rules))
     after = jax.tree.map(lambda new, old: jnp.where(leaves, new, old), fresh, kept)
     return written._replace(length=jnp.where(leaves, written.length, 0)), after, leaves
 

@@ -210,23 +210,29 @@ class Arithmetic(CalculationTask):
 class Countdown(CalculationTask):
   """Reach a target with `numbers` numbers of up to `digits` digits, each used once (docs/method.md, section 4).
 
-  With `once`, a rule of our own, the calculator does not evaluate an expression that it has evaluated before: who tries
-  again has to try something else.
+  With `strict`, an option of our own, the calculator plays by the rules, as a sort of three items has no fourth: it
+  takes the problem's numbers alone, each once at most, and no expression twice (`environments.countdown_rules`).
   """
 
   name = 'countdown'
   numbered = 'numbers'
 
-  def __init__(self, numbers: int = 4, digits: int = 4, once: bool = False):
-    """Raises UserError for a bad option."""
+  def __init__(self, numbers: int = 4, digits: int = 4, strict: bool = False):
+    """Raises UserError for a bad option, or where `strict` expressions might not fit into the calculator."""
     _check_range(numbers=(numbers, 2, MAX_NUMBERS), digits=(digits, 1, 9))
-    self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits') + '-once' * once
-    self._numbers, self._digits, self._once = numbers, digits, once
+    longest = numbers * digits + numbers - 1 + 2 * (numbers - 2)
+    if strict and longest > MAX_SYMBOLS:
+      raise UserError(
+          f'strict={strict!r}: an expression of {numbers} numbers of {digits} digits can have {longest} symbols, the '
+          f'calculator takes {MAX_SYMBOLS}; choose fewer numbers or digits'
+      )
+    self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits') + '-strict' * strict
+    self._numbers, self._digits, self._strict = numbers, digits, strict
 
   def example(self, seed: int, split: str, index: int) -> Example:
     example = super().example(seed, split, index)
-    if self._once:
-      example.instance['once'] = np.bool_(True)
+    if self._strict:
+      example.instance['strict'] = np.bool_(True)
     return example
 
   @staticmethod

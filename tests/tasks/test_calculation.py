@@ -160,12 +160,12 @@ def test_a_share_is_from_0_to_1(worded):
     Arithmetic(worded=worded)
 
 
-def test_once_is_a_rule_of_the_calculator_alone():
-  plain, once = Countdown(3, 1), Countdown(3, 1, once=True)
-  assert once.label == 'countdown3-1digits-once'
+def test_strict_is_a_rule_of_the_calculator_alone():
+  plain, strict = Countdown(3, 1), Countdown(3, 1, strict=True)
+  assert strict.label == 'countdown3-1digits-strict'
   for index in range(20):
-    a, b = (task.example(4, 'test', index) for task in (plain, once))
-    assert a.user == b.user and b.instance.pop('once')
+    a, b = (task.example(4, 'test', index) for task in (plain, strict))
+    assert a.user == b.user and b.instance.pop('strict')
     chex.assert_trees_all_equal(a.instance, b.instance)
 
 
