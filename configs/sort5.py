@@ -3,8 +3,8 @@
   python -m earl_jax.train --config=configs/sort5.py --workdir=runs/sort5
 
 Ends when greedy decoding has solved all 240 instances in two evaluations in a row, after 360 steps of 256 rollouts
-(92,160) at the latest: 64 minutes on one CPU core beside other programs. Expected, proven by their comparisons: all 240,
-with 7.57 comparisons on average (6.933 is the optimum), after 360 steps of seed 0.
+(92,160) at the latest: 64 minutes on one CPU core beside other programs. Expected, proven by their comparisons: all
+240, with 7.57 comparisons on average (6.933 is the optimum), after 360 steps of seed 0.
 """
 
 from sort4 import STAGES  # beside this file
