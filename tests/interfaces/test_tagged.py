@@ -1,5 +1,6 @@
 """Environments called through tags, in whole episodes of a random policy that is made to open them."""
 
+import collections
 import functools
 import re
 
@@ -42,13 +43,17 @@ def params(kind):
 
 
 @functools.cache
-def episodes(environment: int, key: int = 0, kind=tagged.TaggedInterface):
-  """Rows that are made to open the tag of `environment` (from 0) at their first slot, and then go on freely."""
+def episodes(environment: int, key: int = 0, kind=tagged.TaggedInterface, numbers: tuple[int, ...] = ()):
+  """Rows that are made to open the tag of `environment` (from 0) at their first slot, and then go on freely.
+
+  With `numbers` under the rules of countdown.
+  """
+  rules = {'strict': jnp.ones(ROWS, bool), 'numbers': jnp.tile(jnp.array(numbers), (ROWS, 1))} if numbers else {}
   prompts = Prompts(
       tokens=jnp.tile(jnp.arange(50, 50 + PROMPT), (ROWS, 1)),
       start=jnp.zeros(ROWS, jnp.int32),
       instance={'values': jnp.tile(jnp.array(VALUES + [0] * 4, jnp.int32), (ROWS, 1)),
-                'count': jnp.full(ROWS, 4, jnp.int32)},
+                'count': jnp.full(ROWS, 4, jnp.int32)} | rules,
       offered=jnp.asarray(OFFERED),
   )
   nothing = Replay(jnp.full((ROWS, SLOTS), -1, jnp.int32), jnp.zeros(ROWS, jnp.int32))
@@ -99,6 +104,17 @@ def test_a_call_reads_as_in_the_method(name, call):
     else:
       assert expressions.parse(match[1]) is not None
   assert complete > (ROWS // 8 if name == 'calculator' else ROWS // 3)
+
+
+def test_the_rules_of_countdown_hold_in_tags():
+  numbers, calls = (8, 8, 47), 0
+  trajectory = episodes(NAMES.index('calculator'), numbers=numbers)
+  for row in range(ROWS):
+    for typed in re.findall(r' <calculator> ([^<]*) </calculator>', text_of(trajectory, row)):
+      used = expressions.parse(typed).numbers
+      assert 1 < len(used) and not collections.Counter(used) - collections.Counter(numbers), typed
+      calls += 1
+  assert calls > ROWS // 2
 
 
 @pytest.mark.parametrize('environment', range(3))
