@@ -54,4 +54,7 @@ def get_config(arguments: str = 'arithmetic_small,earl'):
   config.optimizer.update(learning_rate=3e-4, warmup=4, decay=0.3, weight_decay=0.0)
   config.evaluate_every, config.checkpoint_every, config.sample_every = 20, 10, 5
   config.evaluation_prompts = 128
-  return config_lib.apply_method(config, method or 'earl', SFT_STEPS)
+  config = config_lib.apply_method(config, method or 'earl', SFT_STEPS)
+  if config.interface == 'expanded':
+    config.action_floor = 1e-3  # after the blank that the calculator writes, this tokenizer never has `(`
+  return config
