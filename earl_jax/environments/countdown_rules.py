@@ -2,8 +2,9 @@
 
   - An operand is one of the problem's numbers, and each number is used once at most.
   - Parentheses hold an operator, and an expression has one outside of them: there is one way to write it.
-  - No expression is evaluated twice in an episode. The last number of an expression is looked ahead for: an operator
-    that leads to nothing new is not possible either. Where nothing new is left, what is old is possible again.
+  - No expression is evaluated twice in an episode, and no symbol is possible that leads to nothing new. This is seen
+    two numbers ahead: further on there is always something new. Where nothing new is left, what is old is possible
+    again.
 
 Every prefix that is possible leads to an expression, by induction: of the numbers left there are always as many as
 there are parentheses (and an outside) still without an operator, since each of them needs one more operand.
@@ -19,6 +20,7 @@ POINT, PLUS, MINUS, TIMES, DIVIDE, OPEN, CLOSE, EQUALS = range(10, 18)
 MAX_SYMBOLS = 32  # of one expression, ` = ` not counted
 MAX_DEPTH = 8  # parentheses open at a time
 EVALUATED = 24  # expressions of an episode that are remembered, the newest ones
+MANY = 2**30  # expressions: more than are remembered
 DIGITS = 9  # of a number
 
 
@@ -30,8 +32,8 @@ class Rules(NamedTuple):
     digits: int8[N, 9], the problem's numbers from the left; -1 where there is no digit, or no number.
     used: bool[N], stands in what was typed, but for a number that is being typed.
     joined: bool[D], an operator stands inside k parentheses, but no deeper.
-    memory: int8[M, 32], symbols: those being typed, then the expressions evaluated, the newest first; -1 where there is
-      none.
+    memory: int8[M, 32], symbols: those being typed, then the expressions evaluated, each once, the newest first; -1
+      where there is none.
   """
 
   strict: jax.Array
@@ -69,9 +71,10 @@ def after(rules: Rules, symbol: jax.Array, typed: jax.Array, depth: jax.Array, b
 
 def evaluated(rules: Rules) -> Rules:
   """After ` = `: what was typed is remembered."""
+  longer = jnp.roll(rules.memory, 1, axis=0)
+  memory = jnp.where((rules.memory[1:] == rules.memory[:1]).all(axis=1).any(), rules.memory, longer)
   return rules._replace(
-      used=jnp.zeros_like(rules.used), joined=jnp.zeros_like(rules.joined),
-      memory=jnp.roll(rules.memory, 1, axis=0).at[:1].set(-1),
+      used=jnp.zeros_like(rules.used), joined=jnp.zeros_like(rules.joined), memory=memory.at[:1].set(-1),
   )
 
 
@@ -96,8 +99,36 @@ def possible(rules: Rules, valid: jax.Array, typed: jax.Array, depth: jax.Array,
       *(jnp.any(continued == digit) for digit in range(10)), False, *[operator] * 4,
       begins & (count - 1 >= lacking + 1), complete & rules.joined[depth], complete & (lacking == 0),
   ])
-  new = kept & ~_leads_to_nothing_new(rules, left, count, typed, depth)
+  ways = _ways(rules, left, count + number.any(), continued, depth, lacking)
+  places, symbols = jnp.arange(MAX_SYMBOLS), jnp.arange(len(SYMBOLS))
+  begun = ((rules.memory[1:] == rules.memory[0]) | (places >= typed)).all(axis=1)
+  followed = jnp.where(symbols == EQUALS, -1, symbols)[:, None] == rules.memory[1:, jnp.minimum(typed, MAX_SYMBOLS - 1)]
+  new = kept & (jnp.sum(begun & followed, axis=1) < ways)
   return jnp.where(rules.strict, jnp.where(new.any(), new, kept), valid)
+
+
+def _ways(rules: Rules, left, unused, continued, depth, lacking) -> jax.Array:
+  """int32[A]: how many expressions each possible symbol leads to; MANY where more than two numbers are still to come.
+
+  With one number left after an operand, it goes behind an operator, at any of the depth + 1 levels or, where an
+  operator is lacking, at that level; and where none is lacking the expression may end without it. An operand that
+  comes with two numbers left is either, or opens a parenthesis with both if no operator is lacking.
+  """
+  count = jnp.sum(left)
+  after_operand = jnp.where(lacking == 0, 4 * (depth + 1) + 1, 4)  # with one number left
+  joined = lacking - ~rules.joined[depth]  # what is lacking once an operator stands here
+  two = jnp.argsort(~left)[:2]
+  orders = jnp.where((rules.digits[two[0]] == rules.digits[two[-1]]).all(), 1, 2)  # of the two numbers left
+  operand = orders * jnp.where(joined == 0, 4 * (depth + 1) + 1 + 4, 4)
+  operator = jnp.select([count == 1, count == 2], [1, operand], MANY)
+  opens = jnp.where(count == 2, 4 * orders, MANY)
+  closes = jnp.select([count == 0, count == 1], [1, jnp.where(lacking == 0, 4 * depth + 1, 4)], MANY)
+  # A digit that can be of one number only is as good as that number.
+  begun = continued == jnp.arange(10)[:, None]  # [10, N]
+  first = rules.digits[jnp.argmax(begun, axis=1)]  # [10, 9]
+  alone = ((rules.digits == first[:, None]).all(axis=2) | ~begun).all(axis=1)
+  digit = jnp.where(alone, jnp.select([unused == 1, unused == 2], [1, after_operand], MANY), MANY)
+  return jnp.array([*digit, 1, *[operator] * 4, opens, closes, 1])
 
 
 def _number(rules: Rules, typed: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -112,20 +143,3 @@ def _number(rules: Rules, typed: jax.Array) -> tuple[jax.Array, jax.Array]:
   following = jnp.where(length < DIGITS, rules.digits[:, jnp.minimum(length, DIGITS - 1)], -1)
   whole = begun & (following < 0) & (length > 0)
   return jnp.where(begun, following, -1), whole & (jnp.cumsum(whole) == 1)
-
-
-def _leads_to_nothing_new(rules: Rules, left, count, typed, depth) -> jax.Array:
-  """bool[A]: ` = ` after what was evaluated before, and operators after which only such expressions can follow."""
-  places, rest = jnp.arange(MAX_SYMBOLS), rules.digits[jnp.argmax(left)]
-  length = jnp.sum(rest >= 0)
-  operator = jnp.arange(PLUS, OPEN)[:, None]
-  whole = jnp.select(
-      [places < typed, places == typed, places <= typed + length, places <= typed + length + depth],
-      [rules.memory[0], operator, rest[jnp.clip(places - typed - 1, 0, DIGITS - 1)], CLOSE], -1,
-  )
-
-  def old(expression):
-    return (rules.memory[1:] == expression).all(axis=1).any()
-
-  again = jax.vmap(old)(whole) & (count == 1)
-  return jnp.zeros(len(SYMBOLS), bool).at[PLUS:OPEN].set(again).at[EQUALS].set(old(rules.memory[0]))

@@ -221,10 +221,10 @@ class Countdown(CalculationTask):
     """Raises UserError for a bad option, or where `strict` expressions might not fit into the calculator."""
     _check_range(numbers=(numbers, 2, MAX_NUMBERS), digits=(digits, 1, 9))
     longest = numbers * digits + numbers - 1 + 2 * (numbers - 2)
-    if strict and longest > MAX_SYMBOLS:
+    if strict and longest >= MAX_SYMBOLS:
       raise UserError(
           f'strict={strict!r}: an expression of {numbers} numbers of {digits} digits can have {longest} symbols, the '
-          f'calculator takes {MAX_SYMBOLS}; choose fewer numbers or digits'
+          f'calculator takes {MAX_SYMBOLS - 1} then; choose fewer numbers or digits'
       )
     self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits') + '-strict' * strict
     self._numbers, self._digits, self._strict = numbers, digits, strict

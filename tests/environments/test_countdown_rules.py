@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,17 @@ def grammar(numbers):
   return following, count
 
 
+def sees(numbers, typed, symbol):
+  """Whether the rules look at what can follow: no more than two numbers, and it is clear which one was begun last."""
+  runs = re.findall(r'\d+', typed + symbol)
+  if symbol not in '0123456789':
+    return len(numbers) - len(runs) <= 2
+  unused = list(numbers)
+  for run in runs[:-1]:
+    unused.remove(int(run))
+  return len(numbers) - len(runs) <= 1 and len({x for x in unused if str(x).startswith(runs[-1])}) == 1
+
+
 def walks(calculator, numbers, seed, count=32, steps=300, **instance):
   """(actions int32[W, T], valid bool[W, T, A]) of random walks."""
   instance = {'numbers': jnp.array([*numbers, *[-1] * (8 - len(numbers))], jnp.int32)} | instance
@@ -81,12 +93,13 @@ def test_what_is_possible_leads_to_a_new_expression(calculator, numbers):
   for walk, legal in zip(actions, valid):
     typed, evaluated = '', []
     for action, may in zip(walk, legal):
-      remembered = evaluated[-countdown_rules.EVALUATED:]
+      remembered = list(dict.fromkeys(reversed(evaluated)))[: countdown_rules.EVALUATED]
       possible = following[typed]
-      old = {'='} if typed in remembered else set()
-      old |= {
-          operator for operator in possible & set('+-*/')
-          if count[typed + operator] == 1 and any(expression.startswith(typed + operator) for expression in remembered)
+      old = {
+          symbol for symbol in possible
+          if sees(numbers, typed, symbol)
+          and (symbol == '=' or count[typed + symbol] <= sum(x.startswith(typed + symbol) for x in remembered))
+          and (symbol != '=' or typed in remembered)
       }
       assert {KEYS[i] for i in np.flatnonzero(may)} == (possible - old or possible), (typed, remembered)
       held_back += bool(possible & old)
