@@ -99,7 +99,7 @@ def possible(rules: Rules, valid: jax.Array, typed: jax.Array, depth: jax.Array,
       *(jnp.any(continued == digit) for digit in range(10)), False, *[operator] * 4,
       begins & (count - 1 >= lacking + 1), complete & rules.joined[depth], complete & (lacking == 0),
   ])
-  ways = _ways(rules, left, count + number.any(), continued, depth, lacking)
+  ways = _ways(rules, left, continued, unused=count + number.any(), depth=depth, lacking=lacking)
   places, symbols = jnp.arange(MAX_SYMBOLS), jnp.arange(len(SYMBOLS))
   begun = ((rules.memory[1:] == rules.memory[0]) | (places >= typed)).all(axis=1)
   followed = jnp.where(symbols == EQUALS, -1, symbols)[:, None] == rules.memory[1:, jnp.minimum(typed, MAX_SYMBOLS - 1)]
@@ -107,12 +107,19 @@ def possible(rules: Rules, valid: jax.Array, typed: jax.Array, depth: jax.Array,
   return jnp.where(rules.strict, jnp.where(new.any(), new, kept), valid)
 
 
-def _ways(rules: Rules, left, unused, continued, depth, lacking) -> jax.Array:
+def _ways(rules: Rules, left, continued, *, unused, depth, lacking) -> jax.Array:
   """int32[A]: how many expressions each possible symbol leads to; MANY where more than two numbers are still to come.
 
   With one number left after an operand, it goes behind an operator, at any of the depth + 1 levels or, where an
   operator is lacking, at that level; and where none is lacking the expression may end without it. An operand that
   comes with two numbers left is either, or opens a parenthesis with both if no operator is lacking.
+
+  Args:
+    left: bool[N], the numbers to come after the one that the digits typed last are, if they are one.
+    continued: int8[N], see `_number`.
+    unused: int32[], how many numbers are not `used`.
+    depth: int32[], open parentheses.
+    lacking: int32[], how many of them, and the outside, have no operator yet.
   """
   count = jnp.sum(left)
   after_operand = jnp.where(lacking == 0, 4 * (depth + 1) + 1, 4)  # with one number left
