@@ -140,7 +140,7 @@ def tell_methods(runs: Runs, images: pathlib.Path) -> str:
 
 def methods_table(runs: dict[str, list[Run]]) -> str:
   rows = [['method', 'exact match', '95 % interval', 'lowest, highest seed', 'sampled', 'calls an episode', 'invalid',
-           'decisions / tokens a solved problem', 'rollouts', 'minutes']]
+           'decisions / tokens a solved problem', 'rollouts', 'minutes', 'seeds']]
   for method, members in runs.items():
     shares = [run.result['exact_match'] for run in members]
     solved = [run.result['solved'] for run in members if 'solved' in run.result]
@@ -150,7 +150,7 @@ def methods_table(runs: dict[str, list[Run]]) -> str:
         grid.spread([run.sampled for run in members], '{:.1%}'), f'{mean(members, "calls"):.2f}',
         f'{mean(members, "invalid_calls"):.2f}', ' / '.join(spent),
         grid.spread([run.rollouts for run in members], '{:,.0f}'),
-        grid.spread([run.minutes for run in members], '{:.0f}'),
+        grid.spread([run.minutes for run in members], '{:.0f}'), str(len(members)),
     ])
   return grid.markdown(rows)
 

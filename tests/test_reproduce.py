@@ -91,7 +91,7 @@ def test_the_page_says_what_the_runs_measured(reproduce, study, monkeypatch, tmp
   config = reproduce.read_config(tuple(study.cells['countdown3', 'earl', 0]))
   assert rows[2] == [
       'EARL', '**85.0%**', f'{low:.1%} - {high:.1%}', '80.0%, 90.0%', '40.0%', '3.00', '0.25', '20.5 / 30.0',
-      f'{2 * config.rollout.prompts * config.rollout.group:,}', '1',
+      f'{2 * config.rollout.prompts * config.rollout.group:,}', '1', '2',
   ]
   assert rows[3][:2] == ['Prompt+GRPO', '**10.0%**'] and rows[4][0] == 'method'
   # Four episodes of EARL, and phrases count in responses alone.
