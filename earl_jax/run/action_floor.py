@@ -58,15 +58,18 @@ def lifted(experiment: Experiment, params: policy.Params) -> tuple[policy.Params
     the parameters, and what the action's descriptions are -> the rate it had, of those that were rarer.
   """
   config, space = experiment.config, experiment.interface.space
+  if not space.num_environments:
+    return params, {}
   inside = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *(
       _play(experiment, params, environment) for environment in range(space.num_environments)
   ))
   rates = inside.taken / np.maximum(inside.legal, 1)
-  rare = (rates > 0) & (rates < config.action_floor)
+  rare = (inside.legal > 0) & (rates < config.action_floor)
   squares, mean = inside.squares / max(inside.count, 1), inside.hidden / max(inside.count, 1)
   features = len(mean)
   direction = np.linalg.solve(squares + RIDGE * max(np.trace(squares), 1e-9) / features * np.eye(features), mean)
-  offsets = np.log(config.action_floor / np.where(rare, rates, config.action_floor)) * config.rollout.temperature
+  known = np.maximum(rates, np.finfo(np.float32).tiny)  # what is rarer has underflowed
+  offsets = np.log(config.action_floor / np.where(rare, known, config.action_floor)) * config.rollout.temperature
   head = params['expanded_head']
   offset = jax.device_put(np.outer(offsets, direction).astype(np.float32), head.sharding)
   named = {space.actions[i].description: float(rates[i]) for i in np.flatnonzero(rare)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from earl_jax.acting.scoring import previous_hidden
-from earl_jax.config import UserError
+from earl_jax.config import stage, UserError
 from earl_jax.run import action_floor
 from earl_jax.run.experiment import set_up
 from earl_jax.train import train
@@ -54,6 +54,14 @@ def test_nothing_is_lifted_where_nothing_is_rare(experiment):
   lifted, rare = action_floor.lifted(experiment, params)
   assert not rare and action_floor.told(rare) == 'no action is rarer'
   np.testing.assert_array_equal(lifted['expanded_head'], params['expanded_head'])
+
+
+def test_a_run_without_environments_has_nothing_to_lift(model):
+  experiment, params = set_up(tiny.parsed(model, **{
+      'action_floor': FLOOR, 'curriculum': (stage(('count', {'digits': 2}, 1.0)),), 'rollout.prompt_length': 96,
+  }))
+  lifted, rare = action_floor.lifted(experiment, params)
+  assert lifted is params and not rare
 
 
 def test_what_is_seen_one_decision_at_a_time(experiment, shunned, monkeypatch):
