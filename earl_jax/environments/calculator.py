@@ -140,7 +140,7 @@ def _type(state: Calculation, symbol: jax.Array) -> Calculation:
       divides=put(put(state.divides, k, jnp.where(ends_operand, symbol == DIVIDE, state.divides[k])), inner, False),
       undefined=state.undefined | (ends_operand & state.divides[k] & residues.is_zero(state.operand)),
       calls=state.calls,
-      rules=countdown_rules.after(state.rules, symbol, state.typed, k, begins),
+      rules=countdown_rules.after(state.rules, symbol, state.typed, k, ends_operand),
   )
 
 

@@ -3,8 +3,8 @@
   - An operand is one of the problem's numbers, and each number is used once at most.
   - Parentheses hold an operator, and an expression has one outside of them: there is one way to write it.
   - No expression is evaluated twice in an episode, and no symbol is possible that leads to nothing new. This is seen
-    two numbers ahead: further on there is always something new. Where nothing new is left, what is old is possible
-    again.
+    two numbers ahead: further on it takes sixteen expressions to leave nothing. Where nothing new is left, what is old
+    is possible again.
 
 Every prefix that is possible leads to an expression, by induction: of the numbers left there are always as many as
 there are parentheses (and an outside) still without an operator, since each of them needs one more operand.
@@ -25,7 +25,7 @@ DIGITS = 9  # of a number
 
 
 class Rules(NamedTuple):
-  """What the rules go by. Where no instance asks for them N = M = 0: nothing is kept, and nothing computed.
+  """What the rules go by. Where no instance asks for them N = M = 0: nothing is remembered or computed.
 
   Attributes:
     strict: bool[], they hold.
@@ -56,12 +56,11 @@ def begin(instance: dict[str, jax.Array]) -> Rules:
   )
 
 
-def after(rules: Rules, symbol: jax.Array, typed: jax.Array, depth: jax.Array, begins: jax.Array) -> Rules:
-  """After a possible symbol that does not end the expression; the rest as in `possible`."""
+def after(rules: Rules, symbol: jax.Array, typed: jax.Array, depth: jax.Array, ends_operand: jax.Array) -> Rules:
+  """After a possible symbol that does not end the expression; `typed` and `depth` before it, as in `possible`."""
   if not len(rules.digits):
     return rules
   _, number = _number(rules, typed)
-  ends_operand = (symbol > POINT) & (symbol != OPEN) & ~begins
   joins = ends_operand & (symbol <= DIVIDE)
   entry = jnp.arange(MAX_DEPTH)
   joined = (rules.joined | (joins & (entry == depth))) & ~((symbol == OPEN) & (entry == depth + 1))
