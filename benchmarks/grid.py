@@ -1,5 +1,6 @@
 """Training many cells of a grid, each in a process of its own: resumable, several at a time. Used by the benchmarks."""
 
+from collections.abc import Callable
 from concurrent import futures
 import json
 import os
@@ -54,12 +55,15 @@ def final_results(workdir: pathlib.Path) -> dict[str, dict]:
   }
 
 
-def train(cells: dict[str, list[str]], out: pathlib.Path, jobs: int, devices: int | None) -> None:
+def train(
+    cells: dict[str, list[str]], out: pathlib.Path, jobs: int, devices: int | None, done: Callable[[str], None]
+) -> None:
   """Trains `jobs` cells at a time. Ctrl-C lets the running ones save first.
 
   Args:
     cells: name -> arguments of `earl_jax.train`. A cell's workdir is `out`/name, its output `out`/name.log.
     devices: of one cell; None = all there are.
+    done: is called with the name of a cell that was trained, in a thread of its own.
 
   Raises:
     UserError: cells failed; all others were trained.
@@ -85,6 +89,8 @@ def train(cells: dict[str, list[str]], out: pathlib.Path, jobs: int, devices: in
         status = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
     finally:
       slots.put(slot)
+    if status == 0:
+      done(name)
     bar.write(f'{name} {"done" if status == 0 else f"failed, see {path}"}')
     bar.update()
     return status

@@ -4,10 +4,11 @@
   python benchmarks/reproduce.py --only=sort4,methods --jobs=2 --devices_per_job=1
 
 Every study of studies.py is a number of runs, each trained in a workdir below --out. What a finished run measured is
-kept in --kept, and the blocks of docs/ that have a study's name are written from what is kept there, alone. A run whose
-config there is still its config is not trained again, so the same command goes on after Ctrl-C or a kill, which lets
-running ones save first. `--config.<field>` reaches every run, such as `--config.model=…` for the language model; for a
-quick look with fewer steps, name other folders with --kept and --docs.
+kept in --kept at once, and the blocks of docs/ that have a study's name are written from what is kept there, alone. A
+run whose config there is still its config is not trained again, nor is one that another study has, too: the same
+command goes on after a kill, or after Ctrl-C, which lets running ones save first. `--config.<field>` reaches every run,
+such as `--config.model=…` for the language model; for a quick look with fewer steps, name other folders with --kept and
+--docs.
 """
 
 import dataclasses
@@ -111,7 +112,7 @@ def finished(workdir: pathlib.Path, config: config_lib.Config) -> bool:
 
 
 class Cell(NamedTuple):
-  """A run of a study: what it is, what it is trained with, and where that lies."""
+  """A run of a study: what it is, what it is trained with, and where that lies, once for all studies that have it."""
 
   key: tuple
   arguments: tuple[str, ...]
@@ -129,6 +130,18 @@ class Cell(NamedTuple):
   def keep_if_finished(self) -> None:
     if not self.kept and finished(self.workdir, self.config):
       keep(self.workdir, self.folder, self.arguments)
+
+
+def cells_of_all(changes: list[str], out: pathlib.Path, kept: pathlib.Path) -> dict[str, list[Cell]]:
+  """Study -> its cells, all with these changes. Cells of one config are one run: that of the first study."""
+  studies: dict[str, list[Cell]] = {name: [] for name in STUDIES}
+  first: dict[str, str] = {}
+  for name, study in STUDIES.items():
+    for key, arguments in study.cells.items():
+      arguments = (*arguments, *changes)
+      place = first.setdefault(repr(read_config(arguments)), f'{name}/{name_of(key)}')
+      studies[name].append(Cell(key, arguments, out / place, kept / place))
+  return studies
 
 
 def origin(kept: list[Cell]) -> str:
@@ -189,28 +202,21 @@ def main(values: flags.FlagValues) -> None:
     raise UserError(f'{own[0]}: the studies have configs of their own; set fields of them with --config.<field>=value')
   out, kept, docs = (pathlib.Path(path).resolve() for path in (values.out, values.kept, values.docs))
   os.chdir(ROOT)  # where the configs of the studies are
-  studies = {
-      name: [
-          Cell(key, (*arguments, *changes), out / name / name_of(key), kept / name / name_of(key))
-          for key, arguments in STUDIES[name].cells.items()
-      ]
-      for name in values.only
-  }
+  studies = {name: cells for name, cells in cells_of_all(changes, out, kept).items() if name in values.only}
   wanted = [cell for cells in studies.values() for cell in cells if cell.key[-1] in seeds]
   if values.list:
     print(left(studies, values.jobs))
     return
-  for name in studies:
-    (out / name).mkdir(parents=True, exist_ok=True)
   for cell in wanted:
+    cell.workdir.parent.mkdir(parents=True, exist_ok=True)
     cell.keep_if_finished()
-  waiting = {f'{cell.workdir.parent.name}/{cell.workdir.name}': list(cell.arguments)
-             for cell in wanted if not cell.kept}
+  waiting = {cell.workdir.relative_to(out).as_posix(): cell for cell in wanted if not cell.kept}
+  arguments = {name: list(cell.arguments) for name, cell in waiting.items()}
   try:
-    grid.train(waiting, out, values.jobs, values.devices_per_job)
+    grid.train(
+        arguments, out, values.jobs, values.devices_per_job, lambda name: waiting[name].keep_if_finished()
+    )
   finally:  # what is finished is told, whatever became of the others
-    for cell in wanted:
-      cell.keep_if_finished()
     for name, of_study in studies.items():
       write_page(name, of_study, docs)
     print(left(studies, values.jobs))

@@ -249,7 +249,17 @@ def _seeds(config: str, seeds: tuple[int, ...], **fields: Any) -> dict[tuple, li
 
 STUDIES = {
     'sort4': Study('results.md', _seeds('sort4', SEEDS), tell_seeds, 10),
-    'methods': Study('results.md', _methods('embedded', ('sort4', 'countdown3'), SEEDS), tell_methods, 15),
+    'countdown3': Study('results.md', _seeds('countdown3', SEEDS, evaluation_prompts=512), tell_exact, 20),
+    'methods': Study(
+        'results.md',
+        {
+            **_methods('embedded', ('sort4', 'countdown3'), SEEDS),
+            **_methods(
+                'embedded', ('countdown3_strict',), SEEDS, steps=200, evaluate_every=20, evaluation_prompts=512
+            ),
+        },
+        tell_methods, 20,
+    ),
     'algorithms': Study(
         'results.md',
         {
@@ -260,7 +270,6 @@ STUDIES = {
         },
         tell_algorithms, 10,
     ),
-    'countdown3': Study('results.md', _seeds('countdown3', SEEDS, evaluation_prompts=512), tell_exact, 50),
     'sort5': Study('results.md', _seeds('sort5', (0,)), tell_seeds, 90),
     'language_model': Study(
         'language_model.md',

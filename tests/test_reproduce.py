@@ -64,12 +64,13 @@ def run(reproduce, monkeypatch, tmp_path, shares, *arguments):
   """Runs the program, whose cells are 'trained' by writing these shares; the cells that it trained."""
   trained = []
 
-  def train(cells, out, jobs, devices):
+  def train(cells, out, jobs, devices, done):
     trained.extend(cells)
     for name, given in cells.items():
       key = re.fullmatch(r'methods/countdown3-(\w+)-seed_(\d)', name).groups()
       if key in shares:
         write_workdir(reproduce, out / name, given, shares[key])
+        done(name)
 
   monkeypatch.setattr(reproduce.grid, 'train', train)
   flags = [f'--{name}={tmp_path / name}' for name in ('out', 'kept', 'docs')]
@@ -111,6 +112,18 @@ def test_the_page_says_what_the_runs_measured(reproduce, study, monkeypatch, tmp
   assert (tmp_path / 'docs' / 'page.md').read_text() == text
 
 
+def test_a_run_that_two_studies_have_is_one(reproduce, study, monkeypatch, tmp_path):
+  cells = {('here', *key[1:]): value for key, value in study.cells.items() if key[1] == 'earl'}
+  monkeypatch.setitem(reproduce.STUDIES, 'again', study._replace(cells=cells))
+  page = tmp_path / 'docs' / 'page.md'
+  page.write_text(page.read_text() + '<!-- again -->\n<!-- end -->\n')
+  assert len(run(reproduce, monkeypatch, tmp_path, {('earl', '0'): 0.9})) == 4  # of six cells
+  assert not (tmp_path / 'kept' / 'again').exists()
+  assert page.read_text().count('**90.0%**') == 2
+  # Asked for alone, the second study has it too.
+  assert run(reproduce, monkeypatch, tmp_path, {}, '--only=again', '--seeds=0') == []
+
+
 def test_runs_of_another_config_are_trained_again(reproduce, study, monkeypatch, tmp_path):
   shares = {(method, seed): 0.5 for method in ('earl', 'prompt_grpo') for seed in '01'}
   assert len(run(reproduce, monkeypatch, tmp_path, shares)) == 4
@@ -138,13 +151,7 @@ def test_where_a_model_lies_is_not_kept(reproduce, study, tmp_path):
 
 
 def names():
-  return ['sort4', 'methods', 'algorithms', 'countdown3', 'sort5', 'language_model']
-
-
-def cells_of(reproduce, name):
-  for key, arguments in reproduce.STUDIES[name].cells.items():
-    folder = reproduce.KEPT / name / reproduce.name_of(key)
-    yield reproduce.Cell(key, tuple(arguments), tiny.ROOT / 'nowhere', folder)
+  return ['sort4', 'countdown3', 'methods', 'algorithms', 'sort5', 'language_model']
 
 
 def test_all_studies_are_looked_at(reproduce):
@@ -153,12 +160,13 @@ def test_all_studies_are_looked_at(reproduce):
 
 @pytest.mark.parametrize('name', names())
 def test_the_pages_say_what_is_kept(reproduce, name, tmp_path):
-  cells = list(cells_of(reproduce, name))
+  cells = reproduce.cells_of_all([], tiny.ROOT / 'nowhere', reproduce.KEPT)[name]
   page = DOCS / reproduce.STUDIES[name].page
   block = re.search(rf'<!-- {name} -->\n(.*?)<!-- end -->', page.read_text(), re.DOTALL)[1]
   folders = {path.name for path in (reproduce.KEPT / name).glob('*')}
-  assert folders == {cell.folder.name for cell in cells if cell.kept}, 'kept, but of another config'
-  if not folders:
+  kept = [cell.folder for cell in cells if cell.kept]
+  assert folders == {folder.name for folder in kept if folder.parent.name == name}, 'kept, but of another config'
+  if not kept:
     assert not block.strip()
     return
   shutil.copy(page, tmp_path)
