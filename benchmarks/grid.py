@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 
@@ -58,7 +59,7 @@ def final_results(workdir: pathlib.Path) -> dict[str, dict]:
 def train(
     cells: dict[str, list[str]], out: pathlib.Path, jobs: int, devices: int | None, done: Callable[[str], None]
 ) -> None:
-  """Trains `jobs` cells at a time. Ctrl-C lets the running ones save first.
+  """Trains `jobs` cells at a time. Ctrl-C and SIGTERM let the running ones save first.
 
   Args:
     cells: name -> arguments of `earl_jax.train`. A cell's workdir is `out`/name, its output `out`/name.log.
@@ -72,6 +73,12 @@ def train(
   for slot in range(jobs):
     slots.put(slot)
   bar = tqdm(total=len(cells), unit='cell', disable=not cells)
+  running: set[subprocess.Popen] = set()
+
+  def stop(*_) -> None:  # Ctrl-C reaches the cells by itself, through their terminal
+    for child in list(running):
+      child.terminate()
+    raise KeyboardInterrupt
 
   def run(name: str) -> int:
     slot = slots.get()
@@ -86,21 +93,27 @@ def train(
     bar.write(f'{name} ...')
     try:
       with path.open('a', encoding='utf-8') as log:
-        status = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+        with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as child:
+          running.add(child)
+          status = child.wait()
+        running.remove(child)
     finally:
       slots.put(slot)
     if status == 0:
       done(name)
-    bar.write(f'{name} {"done" if status == 0 else f"failed, see {path}"}')
+    bar.write(f'{name} {"ended" if status == 0 else f"failed, see {path}"}')
     bar.update()
     return status
 
+  former = signal.signal(signal.SIGTERM, stop)
   with bar, futures.ThreadPoolExecutor(jobs) as pool:
     try:
       statuses = list(pool.map(run, cells))
     except KeyboardInterrupt:
       pool.shutdown(cancel_futures=True)
       raise UserError('interrupted; the same command goes on from here') from None
+    finally:
+      signal.signal(signal.SIGTERM, former)
   failed = [name for name, status in zip(cells, statuses) if status]
   if failed:
     raise UserError(f'{len(failed)} cells failed: {", ".join(failed)}; see their .log files in {out}')

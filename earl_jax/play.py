@@ -11,7 +11,6 @@ is: that needs no checkpoint. Colours are those of the environments; NO_COLOR in
 from collections.abc import Iterator
 import functools
 import os
-import pathlib
 import sys
 from typing import NamedTuple
 
@@ -25,15 +24,15 @@ from earl_jax.acting.options import options
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.config import Config, UserError
-from earl_jax.devices import sharding
+from earl_jax.config.paths import local_path
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
 from earl_jax.run.episodes import decisions, visible
-from earl_jax.run.experiment import Experiment, model_folder, prepare
+from earl_jax.run.experiment import Experiment
 from earl_jax.run.instances import instance_fields, side_by_side
 from earl_jax.run.samples import options_of
-from earl_jax.run.saved import find_tasks, load, with_lengths
-from earl_jax.run.workdir import look_in_modules, read_config
+from earl_jax.run.saved import find_tasks, load, prepare_again, with_lengths
+from earl_jax.run.workdir import read_config
 from earl_jax.tasks.base import Example, Outcome, Task
 
 COLORS = (33, 208, 36, 170, 203, 45, 142, 99)  # of environments, among the 256 of terminals
@@ -69,12 +68,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  workdir = pathlib.Path(values.workdir)
+  workdir = local_path(values.workdir, '--workdir')
   config = read_config(workdir)
   cli.prepare_jax(config)
   if values.human:
-    look_in_modules(workdir)
-    experiment = prepare(config, model_folder(config), sharding.make_mesh(config.mesh))
+    experiment = prepare_again(workdir, config)
   else:
     experiment, params, step = load(workdir, config)
   experiment, problem = find_problem(experiment, values)

@@ -225,5 +225,11 @@ def test_killed_at_random_moments(tmp_path):
     time.sleep(rng.uniform(10, 60))
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+  child = start('killed')
+  time.sleep(rng.uniform(10, 30))
+  child.send_signal(signal.SIGTERM)  # to it alone, which ends after the runs that it began
+  child.wait(120)
+  with pytest.raises(ProcessLookupError):
+    os.killpg(child.pid, 0)
   assert start('killed').wait() == 0
   assert kept('killed') == kept('whole') and len(kept('whole')) == 2 * 6

@@ -69,6 +69,15 @@ def mesh_sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
   return tuple(count // fixed if s == -1 else s for s in sizes)
 
 
+def fitting(config: MeshConfig, count: int) -> MeshConfig:
+  """This mesh where it fits so many devices, else one that shares parameters out over all of them."""
+  try:
+    mesh_sizes(config, count)
+  except UserError:
+    return MeshConfig(data=1, fsdp=count, tensor=1)
+  return config
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
   """A (data, fsdp, tensor) mesh over the devices, by default all; raises as `mesh_sizes` and `all_devices` do."""
   sizes = mesh_sizes(config, len(devices or all_devices()))

@@ -101,7 +101,7 @@ class Checkpointer:
       raise UserError(
           f'{self._directory}: cannot save step {step}, step {latest} exists; resume it or use another --workdir'
       )
-    payload = {'meta': meta, 'checksum': _checksum(state, meta), 'frozen': self._frozen}
+    payload = {'meta': meta, 'checksum': _sums(_parts(state)) | {'': _sum_text(meta)}, 'frozen': self._frozen}
     with self._writing():
       self._manager.save(
           step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(payload))
@@ -111,8 +111,8 @@ class Checkpointer:
       self.wait()
       self._read_back(step, state)
 
-  def restore(self, abstract_state: PyTree) -> tuple[int, PyTree, Meta] | None:
-    """Reads the newest whole checkpoint; None if there is no checkpoint at all.
+  def restore(self, abstract_state: PyTree, part: str | None = None) -> tuple[int, PyTree, Meta] | None:
+    """Reads the newest whole checkpoint, or a part of it; None if there is no checkpoint at all.
 
     An unreadable checkpoint is skipped with a warning. With several processes it is an error instead: Orbax holds a
     barrier inside `restore`, so one process alone must not turn to another step.
@@ -120,6 +120,8 @@ class Checkpointer:
     Args:
       abstract_state: the saved state's structure with `jax.ShapeDtypeStruct` leaves (same shapes and dtypes); their
         shardings, which may differ from those at saving, say where the arrays go.
+      part: read only what the state has under this name (of a NamedTuple's field, or of a dict's entry), and leave the
+        rest where it is. `abstract_state` and the state returned are then of this alone.
 
     Returns:
       (step, state, meta) as given to `save`; arrays are bit-exact.
@@ -132,7 +134,7 @@ class Checkpointer:
     failures = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        state, meta = self._read(step, abstract_state)
+        state, meta = self._read(step, abstract_state, part)
       except UserError:
         raise
       except Exception as error:  # damaged files raise a dozen types: ValueError, OSError, JSONDecodeError, …
@@ -185,20 +187,28 @@ class Checkpointer:
           'another --workdir'
       ) from error
 
-  def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, Meta]:
-    restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()),
-    )
-    meta = restored.meta['meta']
-    if _checksum(restored.state, meta) != restored.meta['checksum']:
+  def _read(self, step: int, abstract_state: PyTree, part: str | None = None) -> tuple[PyTree, Meta]:
+    if part is None:
+      how = ocp.args.StandardRestore(abstract_state)
+    else:
+      wanted = {part: abstract_state}
+      places = ocp.checkpoint_utils.construct_restore_args(wanted)
+      how = ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True)
+    restored = self._manager.restore(step, args=ocp.args.Composite(state=how, meta=ocp.args.JsonRestore()))
+    meta, saved = restored.meta['meta'], restored.meta['checksum']
+    parts = _parts(restored.state)
+    if isinstance(saved, list):  # as older programs wrote it: of the whole state, and of meta
+      saved = {'': saved[1]} | ({'state': saved[0]} if part is None else {})
+      parts = {'state': restored.state} if part is None else {}
+    found = _sums(parts) | {'': _sum_text(meta)}
+    if any(saved.get(name) != value for name, value in found.items()):
       raise ValueError('checksum differs: damaged data, or other dtypes than were saved')
     if restored.meta.get('frozen') != self._frozen:
       raise UserError(
           f'{self._directory / str(step)}: its adapters were trained beside another base model; give config.model as '
           'it was'
       )
-    return restored.state, meta
+    return restored.state if part is None else restored.state[part], meta
 
 
 def _first_line(error: Exception) -> str:
@@ -209,9 +219,18 @@ def _abstract(state: PyTree) -> PyTree:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def _checksum(state: PyTree, meta: Meta) -> list[int]:
-  """Checksums of state and meta. Orbax detects files cut short, but not a flipped bit in the array data."""
-  return [int(_sum_bits(state)), zlib.crc32(json.dumps(meta).encode())]
+def _parts(state: PyTree) -> dict[str, PyTree]:
+  """Name -> what a state consists of, each of which can be read alone."""
+  return state._asdict() if hasattr(state, '_asdict') else state
+
+
+def _sums(parts: dict[str, PyTree]) -> dict[str, int]:
+  """A checksum of each. Orbax detects files cut short, but not a flipped bit in the array data."""
+  return {name: int(_sum_bits(part)) for name, part in parts.items()}
+
+
+def _sum_text(meta: Meta) -> int:
+  return zlib.crc32(json.dumps(meta).encode())
 
 
 @jax.jit

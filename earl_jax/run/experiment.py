@@ -305,17 +305,13 @@ def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:
   return list(found.values())
 
 
-def set_up(config: Config, begins: bool = True) -> tuple[Experiment, policy.Params]:
-  """Builds everything a run needs, and its first parameters, placed on the mesh.
-
-  Args:
-    begins: the run is to be carried out, and not only read: the problems of all its stages are looked at first.
+def set_up(config: Config) -> tuple[Experiment, policy.Params]:
+  """Builds everything a run needs, looks at the problems of all its stages, and places its first parameters.
 
   Raises:
     UserError: see the functions called.
   """
   folder = model_folder(config)
   experiment = prepare(config, folder, sharding.make_mesh(config.mesh))
-  if begins:
-    experiment.check_problems()
+  experiment.check_problems()
   return experiment, first_params(config, experiment.model, experiment.interface, folder, mesh=experiment.mesh)

@@ -4,39 +4,59 @@ import dataclasses
 import os
 import pathlib
 
+import jax
+
 from earl_jax.acting import policy
 from earl_jax.config import Config, UserError
-from earl_jax.learning.update import abstract_state, make_optimizer
+from earl_jax.devices import sharding
+from earl_jax.model import hf
 from earl_jax.run import measure
 from earl_jax.run.checkpoint import Checkpointer
-from earl_jax.run.experiment import Experiment, set_up
+from earl_jax.run.experiment import Experiment, model_folder, prepare
+from earl_jax.run.first_params import abstract_params
 from earl_jax.run.workdir import look_in_modules, require_written_by
 from earl_jax.tasks.base import environments_of, Task, task_of_label
 
-__all__ = ['find_tasks', 'load', 'with_lengths', 'with_room']
+__all__ = ['find_tasks', 'load', 'prepare_again', 'with_lengths', 'with_room']
 
 
-def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy.Params, int]:
-  """The experiment of a run, the parameters of its newest checkpoint and how many steps they were trained.
+def prepare_again(workdir: str | os.PathLike, config: Config) -> Experiment:
+  """The experiment of a run, on the devices that there are here.
 
   Modules of its tasks and environments are also looked for where training found them.
 
   Args:
     config: what `workdir.read_config` gives.
+  """
+  look_in_modules(workdir)
+  mesh = sharding.fitting(config.mesh, len(sharding.all_devices()))
+  config = dataclasses.replace(config, mesh=mesh)
+  return prepare(config, model_folder(config), sharding.make_mesh(mesh))
+
+
+def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy.Params, int]:
+  """What `prepare_again` gives, the parameters of the newest checkpoint and how many steps they were trained.
+
+  The optimizer's state is not read, nor the model that the run began with, unless that is part of the policy.
 
   Raises:
     UserError: no checkpoint, or none that is readable, or the newest was written under another config.
   """
-  look_in_modules(workdir)
-  experiment, params = set_up(config, begins=False)
-  _, frozen = policy.split(params)
+  experiment = prepare_again(workdir, config)
+  shapes = abstract_params(config, experiment.model, experiment.interface)
+  places = sharding.tree_shardings(experiment.mesh, shapes)
+  shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+  trained, frozen = policy.split(shapes)
+  if frozen:
+    dtype = str(shapes['model']['embedding'].dtype)
+    frozen = {'model': hf.load_params(model_folder(config), experiment.model, places['model'], dtype)}
   with Checkpointer(workdir, read_only=True, frozen=frozen) as checkpointer:
-    restored = checkpointer.restore(abstract_state(params, make_optimizer(config), experiment.mesh))
+    restored = checkpointer.restore(trained, part='params')
   if restored is None:
     raise UserError(f'--workdir={workdir}: no checkpoint there yet; train longer, or give another workdir')
-  step, state, meta = restored
+  step, params, meta = restored
   require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
-  return experiment, frozen | state.params, step
+  return experiment, frozen | params, step
 
 
 def find_tasks(experiment: Experiment, names: list[str]) -> list[Task]:

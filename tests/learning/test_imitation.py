@@ -133,7 +133,8 @@ def test_bad_input(model):
   config = imitating(model, 'expanded', ('sort', {'n': 4}, 1.0), **{'rollout.response_length': 24})
   with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit, it has 98 tokens'):
     set_up(config)
-  experiment, params = set_up(config, begins=False)
+  experiment, params = set_up(imitating(model, 'expanded', ('sort', {'n': 4}, 1.0), **{'rollout.response_length': 128}))
+  experiment = dataclasses.replace(experiment, config=config)
   with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit; choose more'):
     collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2))
   with pytest.raises(UserError, match=r'curriculum\[0\].steps=0: imitation has no end of its own'):

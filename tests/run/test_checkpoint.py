@@ -1,5 +1,6 @@
 """Checkpoints: round trip, damage, kills."""
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from earl_jax.config import UserError
+from earl_jax.learning.update import TrainState
 from earl_jax.run import checkpoint
 
 
@@ -74,6 +76,58 @@ def test_round_trip_is_bit_exact(tmp_path):
   save(tmp_path, [3, 7])
   assert_is_step(restore(tmp_path), 7)
   assert_is_step(restore(tmp_path, read_only=True), 7)
+
+
+@pytest.mark.parametrize('part', ['params', 'optimizer', 'special'])
+def test_a_part_is_read_alone(tmp_path, part):
+  save(tmp_path, [3])
+  with checkpoint.Checkpointer(tmp_path, read_only=True) as checkpointer:
+    step, state, meta = checkpointer.restore(ABSTRACT[part], part=part)
+  assert (step, meta) == (3, make_meta(3))
+  assert jax.tree.map(lambda x: x.tobytes(), state) == jax.tree.map(lambda x: x.tobytes(), make_state(3)[part])
+
+
+def test_a_part_of_a_named_tuple(tmp_path):
+  state = TrainState(jnp.int32(1), {'w': jnp.ones(3)}, {'w': jnp.zeros(3)})
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, state, {})
+    _, params, _ = checkpointer.restore(abstract(state.params), part='params')
+  chex.assert_trees_all_equal(params, state.params)
+
+
+def rewrite_checksum(workdir, step, change):
+  path, = [path for path in files(workdir, step) if path.parent.name == 'meta' and b'checksum' in path.read_bytes()]
+  payload = json.loads(path.read_text())
+  payload['checksum'] = change(payload['checksum'])
+  path.write_text(json.dumps(payload))
+
+
+@pytest.mark.parametrize('damaged', ['params', 'optimizer', ''])
+def test_each_part_has_a_checksum(tmp_path, damaged):
+  save(tmp_path, [1])
+  rewrite_checksum(tmp_path, 1, lambda sums: sums | {damaged: sums[damaged] ^ 1})
+  with pytest.raises(UserError, match='checksum differs'):
+    restore(tmp_path)
+  with checkpoint.Checkpointer(tmp_path, read_only=True) as checkpointer:
+    if damaged == 'optimizer':
+      assert checkpointer.restore(ABSTRACT['params'], part='params')[0] == 1
+    else:
+      with pytest.raises(UserError, match='checksum differs'):
+        checkpointer.restore(ABSTRACT['params'], part='params')
+
+
+@pytest.mark.parametrize('off', [0, 1])
+def test_checkpoints_with_one_checksum_of_all_are_read(tmp_path, off):
+  save(tmp_path, [1])
+  rewrite_checksum(tmp_path, 1, lambda sums: [
+      (sum(value for name, value in sums.items() if name) + off) % 2**32, sums['']])
+  if off:
+    with pytest.raises(UserError, match='checksum differs'):
+      restore(tmp_path)
+  else:
+    assert_is_step(restore(tmp_path), 1)
+  with checkpoint.Checkpointer(tmp_path, read_only=True) as checkpointer:
+    assert checkpointer.restore(ABSTRACT['params'], part='params')[0] == 1
 
 
 def test_nothing_saved(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from earl_jax import export
 from earl_jax.acting import policy
 from earl_jax.acting.scoring import score
-from earl_jax.config import UserError
+from earl_jax.config import MeshConfig, UserError
 from earl_jax.model import transformer
 from earl_jax.run import saved
 from earl_jax.run.checkpoint import Checkpointer
@@ -50,6 +50,11 @@ def test_what_is_trained_is_all_a_checkpoint_holds(ran, base):
   experiment, params, step = saved.load(workdir, config)
   assert step == 4
   chex.assert_trees_all_equal(params, trained.params)
+  # Other programs may have other devices than the run: a mesh that does not fit gives way.
+  elsewhere = dataclasses.replace(config, mesh=MeshConfig(1, 64, 2))
+  other, again, _ = saved.load(workdir, elsewhere)
+  assert other.mesh.shape == {'data': 1, 'fsdp': jax.device_count(), 'tensor': 1}
+  chex.assert_trees_all_equal(again, params)
   model = sum(x.size for x in jax.tree.leaves(params['model']))
   with Checkpointer(workdir, read_only=True, frozen=policy.split(params)[1]) as checkpointer:
     _, state, _ = checkpointer.restore(jax.eval_shape(lambda: trained.state))
