@@ -74,6 +74,8 @@ def train(
     slots.put(slot)
   bar = tqdm(total=len(cells), unit='cell', disable=not cells)
   running: set[subprocess.Popen] = set()
+  every = [str(device) for device in range(jobs * (devices or 0))]
+  granted = [device for device in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if device] or every
 
   def stop(*_) -> None:  # Ctrl-C reaches the cells by itself, through their terminal
     for child in list(running):
@@ -85,9 +87,10 @@ def train(
     environment = dict(os.environ)
     if devices:
       environment['XLA_FLAGS'] = (
-          f'--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false'
+          f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices} '
+          '--xla_cpu_multi_thread_eigen=false'
       )
-      environment['CUDA_VISIBLE_DEVICES'] = ','.join(str(slot * devices + i) for i in range(devices))
+      environment['CUDA_VISIBLE_DEVICES'] = ','.join(granted[slot * devices : (slot + 1) * devices])
     path = out / f'{name}.log'
     command = [sys.executable, '-m', 'earl_jax.train', f'--workdir={out / name}', *cells[name]]
     bar.write(f'{name} ...')
@@ -99,9 +102,13 @@ def train(
         running.remove(child)
     finally:
       slots.put(slot)
-    if status == 0:
-      done(name)
-    bar.write(f'{name} {"ended" if status == 0 else f"failed, see {path}"}')
+    told = f'failed, see {path}' if status else 'ended'
+    if not status:
+      try:
+        done(name)
+      except Exception as error:  # such as a full disk; the other cells go on
+        status, told = 1, f'failed: {error}'
+    bar.write(f'{name} {told}')
     bar.update()
     return status
 

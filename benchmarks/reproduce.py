@@ -7,8 +7,8 @@ Every study of studies.py is a number of runs, each trained in a workdir below -
 kept in --kept at once, and the blocks of docs/ that have a study's name are written from what is kept there, alone. A
 run whose config there is still its config is not trained again, nor is one that another study has, too: the same
 command goes on after a kill, or after Ctrl-C, which lets running ones save first. `--config.<field>` reaches every run,
-such as `--config.model=…` for the language model; for a quick look with fewer steps, name other folders with --kept and
---docs.
+such as `--config.model=…` for the language model; for a quick look with fewer steps, name other folders with --out,
+--kept and --docs.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 import grid  # beside this file, as is the next
@@ -50,7 +50,7 @@ def read_config(arguments: tuple[str, ...]) -> config_lib.Config:
   """The config that `earl_jax.train` has with these arguments."""
   values, argv = flags.FlagValues(), ['', *arguments]
   cli.define_config(values, argv)
-  values(argv)
+  cli.parse_flags(values, argv)
   return config_lib.parse(values.config)
 
 
@@ -68,12 +68,14 @@ def read(folder: pathlib.Path) -> Run:
 
 def is_of(folder: pathlib.Path, config: config_lib.Config) -> bool:
   """Whether a folder has a run of this config, but for what differs between machines: where the model lies, devices,
-  and how many slots are decoded between two looks at what is finished.
+  and how many rewritten episodes are decoded at a time.
   """
   if not (folder / 'config.json').is_file():
     return False
   stored = read_run_config(folder)
   rollout = dataclasses.replace(stored.rollout, chunk=config.rollout.chunk)
+  if 'embedded' in (stored.model, config.model) and stored.model != config.model:
+    return False  # that lies in the package
   return dataclasses.replace(stored, model=config.model, mesh=config.mesh, rollout=rollout) == config
 
 
@@ -90,19 +92,32 @@ def keep(workdir: pathlib.Path, folder: pathlib.Path, arguments: tuple[str, ...]
   shutil.copy(workdir / 'versions.json', folder)
   config = json.loads((workdir / 'config.json').read_text('utf-8'))
   config['model'] = pathlib.Path(config['model']).name  # where it lay is nobody's business
-  told = [f'--config.model={config["model"]}' if part.startswith('--config.model=') else part for part in arguments]
-  write_atomically(folder / 'made.json', json.dumps(made(told), indent=2) + '\n')
+  text = beside(workdir).read_text('utf-8') if beside(workdir).is_file() else made(arguments)
+  write_atomically(folder / 'made.json', text)
   write_atomically(folder / 'config.json', json.dumps(config, indent=2) + '\n')  # last: now it counts as kept
 
 
-def made(arguments: list[str]) -> dict[str, Any]:
-  """How a run was made."""
+def beside(workdir: pathlib.Path) -> pathlib.Path:
+  """The file that says how the run in a workdir was made, written when it is begun."""
+  return workdir.with_name(f'{workdir.name}.made.json')
+
+
+def made(arguments: tuple[str, ...]) -> str:
+  """How a run is made now, as JSON. Where the model lies is left out."""
   commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, check=False)
-  return {
-      'command': ' '.join(['python -m earl_jax.train', *arguments]),
-      'commit': commit.stdout.decode().strip(), 'jax': jax.__version__, 'devices': jax.devices()[0].device_kind,
+  told = [re.sub(r'^(--config\.model=).*/', r'\1', part) for part in arguments]
+  return json.dumps({
+      'command': ' '.join(['python -m earl_jax.train', *told]),
+      'commit': commit.stdout.decode().strip(), 'jax': jax.__version__, 'devices': device_kind(),
       'machine': f'{platform.machine()}, {os.cpu_count()} cores',
-  }
+  }, indent=2) + '\n'
+
+
+@functools.cache
+def device_kind() -> str:
+  """What runs are made on, asked in a process of its own: this one leaves the devices to them."""
+  ask = [sys.executable, '-c', 'import jax; print(jax.devices()[0].device_kind)']
+  return subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def finished(workdir: pathlib.Path, config: config_lib.Config) -> bool:
@@ -127,6 +142,14 @@ class Cell(NamedTuple):
   def kept(self) -> bool:
     return is_of(self.folder, self.config)
 
+  def begin(self) -> None:
+    """Raises UserError if the workdir has a run that this is not."""
+    if (self.workdir / 'config.json').is_file() and not is_of(self.workdir, self.config):
+      raise UserError(f'{self.workdir}: the run there has another config; choose another --out, or remove it')
+    self.workdir.parent.mkdir(parents=True, exist_ok=True)
+    if not beside(self.workdir).exists():
+      write_atomically(beside(self.workdir), made(self.arguments))
+
   def keep_if_finished(self) -> None:
     if not self.kept and finished(self.workdir, self.config):
       keep(self.workdir, self.folder, self.arguments)
@@ -138,9 +161,8 @@ def cells_of_all(changes: list[str], out: pathlib.Path, kept: pathlib.Path) -> d
   first: dict[str, str] = {}
   for name, study in STUDIES.items():
     for key, arguments in study.cells.items():
-      arguments = (*arguments, *changes)
-      place = first.setdefault(repr(read_config(arguments)), f'{name}/{name_of(key)}')
-      studies[name].append(Cell(key, arguments, out / place, kept / place))
+      place = first.setdefault(repr(read_config(tuple(arguments))), f'{name}/{name_of(key)}')
+      studies[name].append(Cell(key, (*arguments, *changes), out / place, kept / place))
   return studies
 
 
@@ -184,6 +206,13 @@ def left(studies: dict[str, list[Cell]], jobs: int) -> str:
   return grid.markdown(rows)
 
 
+def absolute(change: str) -> str:
+  """A `--config.model=` that lies below the folder this was started in, from wherever its run is started."""
+  name, _, path = change.partition('=')
+  here = name == '--config.model' and pathlib.Path(path).exists()
+  return f'{name}={pathlib.Path(path).resolve()}' if here else change
+
+
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   cli.define_config(values, argv, str(ROOT / 'configs' / 'sort4.py'))
   grid.define_flags(values, 'runs/reproduce')
@@ -197,7 +226,7 @@ def main(values: flags.FlagValues) -> None:
   seeds = grid.seeds(values)
   if unknown := [name for name in values.only if name not in STUDIES]:
     raise UserError(f'--only={",".join(values.only)}: {unknown[0]!r} is none of {", ".join(STUDIES)}')
-  changes = grid.config_arguments()
+  changes = [absolute(change) for change in grid.config_arguments()]
   if own := [change for change in changes if change.lstrip('-').startswith('config=')]:
     raise UserError(f'{own[0]}: the studies have configs of their own; set fields of them with --config.<field>=value')
   out, kept, docs = (pathlib.Path(path).resolve() for path in (values.out, values.kept, values.docs))
@@ -208,10 +237,11 @@ def main(values: flags.FlagValues) -> None:
     print(left(studies, values.jobs))
     return
   for cell in wanted:
-    cell.workdir.parent.mkdir(parents=True, exist_ok=True)
     cell.keep_if_finished()
   waiting = {cell.workdir.relative_to(out).as_posix(): cell for cell in wanted if not cell.kept}
   arguments = {name: list(cell.arguments) for name, cell in waiting.items()}
+  for cell in waiting.values():
+    cell.begin()
   try:
     grid.train(
         arguments, out, values.jobs, values.devices_per_job, lambda name: waiting[name].keep_if_finished()

@@ -9,6 +9,7 @@ is: that needs no checkpoint. Colours are those of the environments; NO_COLOR in
 """
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 import os
 import sys
@@ -84,7 +85,7 @@ def main(values: flags.FlagValues) -> None:
   print(_quoted(problem))
   for line, stops in lines:
     print(line)
-    if stops and sys.stdin.isatty() and sys.stdout.isatty() and input().strip() == 'q':
+    if stops and sys.stdin.isatty() and sys.stdout.isatty() and sys.stdin.readline() in ('', 'q\n'):
       break
   if not problem.asked:
     outcome, = experiment.outcomes([problem.task], [problem.example], trajectory)
@@ -122,7 +123,9 @@ def policy_plays(
   decoding, key = experiment.decoding(temperature=temperature), jax.random.key(experiment.config.seed)
   trajectory = experiment.rollout(params, prompts, np.arange(count), key, decoding=decoding)
   with jax.set_mesh(experiment.mesh):
-    seen = options(params, None, trajectory._replace(states={}), scoring=experiment.scoring)
+    # Greedy decoding records what was likely at temperature 1.
+    scoring = dataclasses.replace(experiment.scoring, temperature=temperature or 1.0)
+    seen = options(params, None, trajectory._replace(states={}), scoring=scoring)
   return trajectory, _told(experiment, trajectory.row(0), jax.tree.map(lambda x: np.asarray(x[0]), seen))
 
 

@@ -170,7 +170,7 @@ def begin_or_resume(
   require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
   progress = Progress.from_meta(config, step, meta)
   if config.algorithm.kl and any(stage.imitate for stage in config.curriculum[: progress.curriculum.stage]):
-    learner.refer_to(restore_reference(workdir, learner.abstract.params))
+    learner.refer_to(restore_reference(workdir, step, learner.abstract.params))
   return progress, state, meta.get('metrics')
 
 

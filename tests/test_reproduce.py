@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from earl_jax.config import UserError
 from earl_jax.run import measure
 from tests.run import tiny
 
@@ -133,6 +134,49 @@ def test_runs_of_another_config_are_trained_again(reproduce, study, monkeypatch,
   assert len(run(reproduce, monkeypatch, tmp_path, {}, '--config.optimizer.learning_rate=0.5')) == 4
 
 
+def test_a_workdir_of_another_config_is_left_alone(reproduce, study, monkeypatch, tmp_path, capsys):
+  """After a quick look with fewer steps, whose parameters no longer run is to begin with."""
+  run(reproduce, monkeypatch, tmp_path, {('earl', '0'): 0.5}, '--config.steps=1')
+  monkeypatch.setattr(reproduce.grid, 'train', lambda *_: pytest.fail('trained'))
+  monkeypatch.setattr(sys, 'argv', sys.argv[:4])
+  assert reproduce.cli.start(reproduce.main, reproduce.define_flags, sys.argv) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and 'earl-seed_0: the run there has another config; choose another --out' in error
+
+
+def test_results_of_the_model_that_ships_are_not_those_of_another(reproduce, study, tmp_path):
+  arguments = tuple(study.cells['countdown3', 'earl', 0])
+  write_workdir(reproduce, tmp_path / 'run', arguments, 0.5)
+  (tmp_path / 'model').mkdir()
+  assert reproduce.is_of(tmp_path / 'run', reproduce.read_config(arguments))
+  assert not reproduce.is_of(
+      tmp_path / 'run', reproduce.read_config((*arguments, f'--config.model={tmp_path / "model"}')))
+
+
+def test_how_a_run_was_made_is_told_of_when_it_was_begun(reproduce, study, monkeypatch, tmp_path):
+  began = tmp_path / 'out' / 'methods' / 'countdown3-earl-seed_0.made.json'
+  began.parent.mkdir(parents=True)
+  began.write_text('{"commit": "before", "jax": "1", "machine": "this", "command": "train"}')
+  run(reproduce, monkeypatch, tmp_path, {('earl', '0'): 0.5, ('earl', '1'): 0.5})
+  kept = tmp_path / 'kept' / 'methods'
+  assert json.loads((kept / 'countdown3-earl-seed_0' / 'made.json').read_text())['commit'] == 'before'
+  assert json.loads((kept / 'countdown3-earl-seed_1' / 'made.json').read_text())['commit'] != 'before'
+
+
+def test_a_cell_that_cannot_be_kept_stops_no_other(reproduce, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(sys, 'executable', '/bin/true')
+  kept = []
+
+  def done(name):
+    if name == 'first':
+      raise OSError('disk full')
+    kept.append(name)
+
+  with pytest.raises(UserError, match='1 cells failed: first'):
+    reproduce.grid.train({'first': [], 'second': []}, tmp_path, 1, 1, done)
+  assert kept == ['second'] and 'first failed: disk full' in capsys.readouterr().out
+
+
 def test_list_trains_and_writes_nothing(reproduce, study, monkeypatch, tmp_path, capsys):
   assert run(reproduce, monkeypatch, tmp_path, {}, '--list') == []
   assert '| methods | 0 | 4 |' in capsys.readouterr().out
@@ -194,6 +238,7 @@ def test_every_number_stands_in_what_was_measured():
 @pytest.mark.parametrize('argument, message', [
     ('--only=chess', "'chess' is none of sort4"), ('--seeds=one', 'give whole numbers'),
     ('--config=configs/sort4.py', 'have configs of their own'), ('--config.step=3', "no field 'step'"),
+    ('--config.curriculum[7].until=0.5', 'tuple index out of range'),
 ])
 def test_bad_arguments_are_named(argument, message):
   command = [sys.executable, str(BENCHMARKS / 'reproduce.py'), argument]

@@ -217,6 +217,15 @@ def test_results_are_told_before_they_are_written(config, whole, monkeypatch, ca
   assert 'after 5 steps' in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('length', [1, 2])
+def test_hardly_any_room_for_a_response(model, tmp_path, length):
+  config = tiny.parsed(model, steps=1, **{'rollout.response_length': length, 'algorithm.kl': 0.1})
+  train.train(config, tmp_path)
+  line, = tiny.read_metrics(tmp_path)
+  assert line['broken_updates'] == 0 and np.isfinite(line['loss']) and 0 < line['decisions'] <= length
+
+
 @pytest.mark.parametrize('steps', [0, 3])
 def test_run_can_be_extended(config, whole, tmp_path, steps):
   train.train(dataclasses.replace(config, steps=steps), tmp_path)

@@ -85,6 +85,8 @@ def previous_hidden(params: policy.Params, trajectory: Trajectory, scoring: Scor
   prompts, start = trajectory.tokens[::shared, :length], trajectory.start[::shared]
   first, prompt = read_prompts(model, params, prompts, start)
   response = trajectory.tokens[:, length:-1]
+  if not response.shape[1]:  # the first decision is all that there is room for
+    return jnp.repeat(first, shared, axis=0)[:, None]
   rest, _ = transformer.apply(
       model, params['model'], response, trajectory.start, prompt, adapters=params.get('adapters')
   )

@@ -69,13 +69,18 @@ def mesh_sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
   return tuple(count // fixed if s == -1 else s for s in sizes)
 
 
-def fitting(config: MeshConfig, count: int) -> MeshConfig:
-  """This mesh where it fits so many devices, else one that shares parameters out over all of them."""
+def fitting_mesh(config: MeshConfig, rows: int) -> Mesh:
+  """The mesh of a config where it fits the devices there are, else one that shares parameters out over them.
+
+  Args:
+    rows: which have to be shared out evenly, over some of the devices if need be.
+  """
+  devices = all_devices()
   try:
-    mesh_sizes(config, count)
+    return make_mesh(config, devices)
   except UserError:
-    return MeshConfig(data=1, fsdp=count, tensor=1)
-  return config
+    count = math.gcd(rows, len(devices))
+    return make_mesh(MeshConfig(data=1, fsdp=count, tensor=1), devices[:count])
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -59,7 +59,7 @@ class ExpandedInterface:
 
   def route(self, environment: int) -> list[int]:
     """The action ids that lead from language into external environment `environment`, counted from 0."""
-    return [self.space.vocab_size + environment]
+    return [self.space.routing_action(environment + 1)]
 
   def offers(self, names: Sequence[str]) -> np.ndarray:
     """bool[R]: which environments are named."""

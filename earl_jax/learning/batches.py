@@ -71,7 +71,8 @@ def rows_per_prompt(config: Config) -> int:
 
   A quarter of a micro-batch at most: the rows in it should also be of similar length, and those of a group need not be.
   """
-  return math.gcd(config.rollout.group, max(1, config.algorithm.micro_batch // 4))
+  micro = config.algorithm.micro_batch
+  return math.gcd(config.rollout.group, micro, max(1, micro // 4))
 
 
 def split_rows(config: Config, step: int, advantages: np.ndarray, lengths: np.ndarray) -> Split:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import pathlib
+import threading
 
 from transformers import PreTrainedTokenizerFast
 
@@ -12,6 +13,7 @@ from earl_jax.model.families import read_json, shown, told
 __all__ = ['chat_prompt', 'check_spelling', 'encode', 'end_tokens', 'load_tokenizer', 'vocabulary_size']
 
 FILES = ('tokenizer.json', 'tokenizer_config.json')
+_ONE_AT_A_TIME = threading.Lock()  # whether special tokens are split is kept in the tokenizer, which threads share
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
@@ -93,7 +95,8 @@ def end_tokens(folder: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast) -
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
   """Token ids of `text`, nothing added. The names of special tokens are text like any other: nobody can write one."""
-  return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+  with _ONE_AT_A_TIME:
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def check_spelling(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
@@ -124,7 +127,8 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assi
       continue
     missing = _left_out(text, {'system': system, 'user': user})
     if not missing:
-      return tokenizer.encode(text + assistant, add_special_tokens=False)
+      with _ONE_AT_A_TIME:
+        return tokenizer.encode(text + assistant, add_special_tokens=False)
     failure = failure or f'leaves out the {missing} message'
   raise UserError(f'chat_template in tokenizer_config.json {failure}; use another template')
 

@@ -1,7 +1,7 @@
 """Saving and resuming a run: Orbax checkpoints.
 
     workdir/checkpoints/<step>/    state and meta after <step> updates (`Checkpointer`)
-    workdir/imitated/<step>/       parameters at the end of an imitation, the reference policy from there on
+    workdir/imitated/<step>/       parameters at the end of each imitation, the reference policy from there on
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ from earl_jax.config import UserError
 from earl_jax.run.workdir import require_plain, require_writable
 
 __all__ = ['Checkpointer', 'keep_reference', 'restore_reference']
+
+IMITATIONS = 100  # stages of imitation in a curriculum, at most
 
 PyTree = Any
 Meta = dict[str, Any]  # what JSON can hold
@@ -111,7 +113,9 @@ class Checkpointer:
       self.wait()
       self._read_back(step, state)
 
-  def restore(self, abstract_state: PyTree, part: str | None = None) -> tuple[int, PyTree, Meta] | None:
+  def restore(
+      self, abstract_state: PyTree, part: str | None = None, until: int | None = None
+  ) -> tuple[int, PyTree, Meta] | None:
     """Reads the newest whole checkpoint, or a part of it; None if there is no checkpoint at all.
 
     An unreadable checkpoint is skipped with a warning. With several processes it is an error instead: Orbax holds a
@@ -121,7 +125,9 @@ class Checkpointer:
       abstract_state: the saved state's structure with `jax.ShapeDtypeStruct` leaves (same shapes and dtypes); their
         shardings, which may differ from those at saving, say where the arrays go.
       part: read only what the state has under this name (of a NamedTuple's field, or of a dict's entry), and leave the
-        rest where it is. `abstract_state` and the state returned are then of this alone.
+        rest where it is. `abstract_state` and the state returned are then of this alone. For a Checkpointer that does not
+        save: Orbax fixes its way of reading with the first `save`.
+      until: the newest that is of no later step than this.
 
     Returns:
       (step, state, meta) as given to `save`; arrays are bit-exact.
@@ -132,7 +138,8 @@ class Checkpointer:
     self.wait()
     self._manager.reload()
     failures = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    steps = [step for step in self._manager.all_steps() if until is None or step <= until]
+    for step in sorted(steps, reverse=True):
       try:
         state, meta = self._read(step, abstract_state, part)
       except UserError:
@@ -246,20 +253,26 @@ def _sum_bits(state: PyTree) -> jax.Array:
 
 
 def keep_reference(workdir: str | os.PathLike, step: int, params: PyTree) -> None:
-  """Saves what an imitation of `step` steps led to: from there on it is the reference policy."""
-  with Checkpointer(workdir, 'imitated', keep=1) as checkpointer:
-    checkpointer.restore(_abstract(params))
+  """Saves what an imitation that ended after `step` steps led to: from there on it is the reference policy.
+
+  Those of other imitations stay: a run may be resumed from a step before this.
+  """
+  with Checkpointer(workdir, 'imitated', keep=IMITATIONS) as checkpointer:
+    checkpointer.restore(_abstract(params), until=step)
     checkpointer.save(step, params, {})  # does nothing if a run that was killed then had come as far
 
 
-def restore_reference(workdir: str | os.PathLike, abstract_params: PyTree) -> PyTree:
-  """What `keep_reference` saved; `abstract_params` as in `Checkpointer.restore`.
+def restore_reference(workdir: str | os.PathLike, step: int, abstract_params: PyTree) -> PyTree:
+  """The reference policy of a run after `step` steps, as `keep_reference` saved it.
+
+  Args:
+    abstract_params: as in `Checkpointer.restore`.
 
   Raises:
     UserError: it is not there or cannot be read.
   """
-  with Checkpointer(workdir, 'imitated', keep=1) as checkpointer:
-    found = checkpointer.restore(abstract_params)
+  with Checkpointer(workdir, 'imitated', keep=IMITATIONS) as checkpointer:
+    found = checkpointer.restore(abstract_params, until=step)
   if found is None:
     raise UserError(f'{workdir}/imitated: the reference policy of this run is missing; restore it or begin anew')
   return found[1]

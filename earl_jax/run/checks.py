@@ -14,11 +14,23 @@ from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.run.instances import form, instance_fields, side_by_side
 from earl_jax.tasks.base import all_problems, environment_names, Example, Instance, Task
 
-__all__ = ['check_demonstrations', 'check_instances', 'check_prompt', 'check_prompts']
+__all__ = ['check_demonstrations', 'check_instances', 'check_prompt', 'check_prompts', 'first_example']
 
 TRAINED_ON, EVALUATED_ON = 128, 1024  # problems of each task that are looked at, at most
 
 Stages = tuple[tuple[tuple[Task, float], ...], ...]  # of every stage, its tasks and their shares of the prompts
+
+
+def first_example(task: Task, seed: int) -> Example:
+  """The first problem that a run of this seed is trained on; raises UserError where the task gives none."""
+  with _told_of(task):
+    example = task.example(seed, 'train', 0)
+  if not isinstance(example, Example) or not isinstance(example.instance, dict):
+    raise UserError(f'task {task.label}: example() gives {example!r:.200}; give a tasks.base.Example')
+  for name in ('system', 'user'):
+    if not isinstance(getattr(example, name), str):
+      raise UserError(f'task {task.label}: example() gives {name}={getattr(example, name)!r:.200}; give a text')
+  return example
 
 
 def check_instances(examples: dict[str, Example], tasks: list[Task], interface: ExpandedInterface) -> None:
@@ -61,7 +73,7 @@ def check_prompts(config: Config, stages: Stages, prompt: Callable[[Task, Exampl
       if task.label in [last.label for last, _ in stages[-1]]:
         count = min(config.evaluation_prompts, EVALUATED_ON)
         examples += all_problems(task) or [task.example(config.seed, 'test', index) for index in range(count)]
-    longest[task.label] = max(len(prompt(task, example)) for example in examples)
+      longest[task.label] = max(len(prompt(task, example)) for example in examples)
   label = max(longest, key=longest.get)
   check_prompt(config, label, longest[label])
 

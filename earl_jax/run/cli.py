@@ -22,7 +22,7 @@ from earl_jax import finder
 from earl_jax.config import Config, UserError
 from earl_jax.run.cli_help import help_text, nearest_field
 
-__all__ = ['define_config', 'prepare_jax', 'read_config', 'start']
+__all__ = ['define_config', 'parse_flags', 'prepare_jax', 'read_config', 'start']
 
 # What a disk, a folder or the user's rights may say, whatever is written there.
 STORAGE = {
@@ -87,7 +87,7 @@ def _run(
   if {'--help', '-help', '-h'} & set(argv[1:]):
     print(help_text(sys.modules[main.__module__].__doc__, values))
     return 0
-  _parse(values, argv)
+  parse_flags(values, argv)
   return main(values) or 0
 
 
@@ -109,13 +109,16 @@ def define_config(values: flags.FlagValues, argv: list[str], default: str | None
   """
   paths = [path for path in (_config_path(argv), (default or '').partition(':')[0]) if path]
   finder.look_in([str(pathlib.Path(path).resolve().parent) for path in paths])
-  config_flags.DEFINE_config_file(
-      'config', default, 'The config file. Any field of it can be set, as --config.optimizer.learning_rate=1e-4.',
-      flag_values=values, sys_argv=argv,
-  )
+  try:
+    config_flags.DEFINE_config_file(
+        'config', default, 'The config file. Any field of it can be set, as --config.optimizer.learning_rate=1e-4.',
+        flag_values=values, sys_argv=argv,
+    )
+  except Exception as error:  # a default is parsed at once
+    raise UserError(_describe(error, argv)) from None
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
   """Parses `argv` into `values`.
 
   Raises:

@@ -18,6 +18,7 @@ from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 from earl_jax.run.progress import Progress
+from earl_jax.run.rewards import mean_metrics
 from earl_jax.run.rewrites import choose, Factual, rewrite, Rewrites
 from earl_jax.tasks.base import Outcome, Task
 
@@ -123,15 +124,17 @@ def demonstrate(experiment: Experiment, params: policy.Params, problems: Problem
   config, length = experiment.config, experiment.config.rollout.response_length
   group, size, tasks = config.rollout.group, config.rollout.chunk, problems.tasks
   decoding = experiment.decoding(temperature=config.rollout.temperature)
-  parts = []
+  parts, lengths_of_all = [], []
   for first in range(0, len(tasks) * group, size):
     rows = np.arange(first, first + size)
     scripts, lengths = _scripts(experiment, problems, rows)
     replay = processes.place(Replay(scripts, lengths), experiment.rows)
     prompts = rows_lib.take(problems.prompts, rows // group, experiment.rows)
+    lengths_of_all.append(processes.whole(replay.length))
     parts.append(experiment.rollout(params, prompts, rows, jax.random.key(0), replay, decoding=decoding))
   trajectory = rows_lib.join(parts, experiment.rows)
-  cut = np.flatnonzero(~processes.whole(trajectory.finished))
+  too_long = np.concatenate(lengths_of_all) > length
+  cut = np.flatnonzero(too_long | ~processes.whole(trajectory.finished))
   if len(cut):
     raise UserError(
         f'config.rollout.response_length={length}: a demonstration of {tasks[cut[0] // group].label} does not fit; '
@@ -161,17 +164,13 @@ def _scripts(experiment: Experiment, problems: Problems, rows: np.ndarray) -> tu
 
 def _factual_metrics(trajectory: Trajectory, outcomes: list[Outcome], rewards: np.ndarray) -> dict[str, float]:
   """Means over a batch of rollouts; rewards float32[G, n]."""
-  names = sorted({name for outcome in outcomes for name in outcome.metrics})
   return {
       'reward': float(rewards.mean()),
       'zero_reward_groups': float(np.mean(np.all(rewards == 0, axis=1))),
       'unfinished': 1 - float(processes.whole(trajectory.finished).mean()),
       'tokens': float(sum(outcome.metrics['response_length'] for outcome in outcomes)),
       'exact_match': float(np.mean([outcome.exact_match for outcome in outcomes])),
-  } | {
-      name: float(np.mean([outcome.metrics[name] for outcome in outcomes if name in outcome.metrics]))
-      for name in names
-  }
+  } | mean_metrics(outcomes)
 
 
 def _exact_match_by_label(tasks: list[Task], outcomes: list[Outcome]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from earl_jax.learning.batches import rows_per_prompt
 from earl_jax.model import attention, hf, hub, lora
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
-from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts
+from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts, first_example
 from earl_jax.run.first_params import first_params
 from earl_jax.run.instances import instance_fields
 from earl_jax.run.rewards import checked
@@ -221,7 +221,7 @@ class Experiment:
 
     So the decode loop is compiled once, and an environment finds its keys also where no task of the batch has them.
     """
-    return {task.label: task.example(self.config.seed, 'train', 0) for task in self.tasks}
+    return {task.label: first_example(task, self.config.seed) for task in self.tasks}
 
 
 # Chat templates are slow, and a small task asks the same few questions again and again.
@@ -274,6 +274,7 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   stages = tuple(
       tuple((make_task(name, **options), share) for name, options, share in stage.tasks) for stage in config.curriculum
   )
+  _require_labels(stages)
   environments = _environments_of_run([task for stage in stages for task, _ in stage])
   check_mesh(config, mesh)
   encode = functools.partial(tokenizer_lib.encode, tokenizer)
@@ -285,6 +286,14 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
   )
   check_instances(experiment.first_examples, experiment.tasks, interface)
   return experiment
+
+
+def _require_labels(stages: tuple[tuple[tuple[Task, float], ...], ...]) -> None:
+  """Raises UserError where two tasks of a stage have one label, under which both would be measured."""
+  for stage in stages:
+    labels = [task.label for task, _ in stage]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+      raise UserError(f'task {twice[0]}: it is twice in one stage; name it once, with the share of both')
 
 
 def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:

@@ -15,6 +15,7 @@ from earl_jax.acting.trajectory import Trajectory
 from earl_jax.config import UserError
 from earl_jax.devices import processes
 from earl_jax.run.experiment import Experiment
+from earl_jax.run.rewards import mean_metrics
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import all_problems, Column, Example, Outcome, Task
 
@@ -50,15 +51,11 @@ def evaluate_policy(
     result = {'exact_match': exact / len(own), 'count': len(own), 'enumerated': enumerated}
     if not enumerated:
       result['interval'] = wilson_interval(exact, len(own))
-    result |= _means(own)
+    result |= mean_metrics(own)
     if exact:
-      result['solved'] = _means([outcome for outcome in own if outcome.exact_match])
+      result['solved'] = mean_metrics([outcome for outcome in own if outcome.exact_match])
     results[task.label] = result
   return results
-
-
-def _means(outcomes: list[Outcome]) -> dict[str, float]:
-  return {name: float(np.mean([outcome.metrics[name] for outcome in outcomes])) for name in outcomes[0].metrics}
 
 
 def problems_of(

@@ -1,5 +1,6 @@
 """What a task gives for an episode, looked at before anything is learned from it."""
 
+from collections.abc import Sequence
 import numbers
 from typing import Any
 
@@ -8,14 +9,21 @@ import numpy as np
 from earl_jax.config import UserError
 from earl_jax.tasks.base import Example, Outcome, Task
 
-__all__ = ['checked']
+__all__ = ['checked', 'mean_metrics']
+
+# What a run itself says of steps, episodes and evaluations, under names that no metric of a task may take.
+TAKEN = frozenset(
+    'step stage seconds tokens tokens_per_second reward exact_match zero_reward_groups unfinished loss entropy kl '
+    'approx_kl clip_fraction gradient_norm broken_updates decisions response_length calls invalid_calls count '
+    'enumerated interval solved sampled references'.split()
+)
 
 
 def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
   """The outcome of an episode, its numbers as Python's own.
 
   Raises:
-    UserError: it is no Outcome, or one of its numbers is none, or is not finite.
+    UserError: it is no Outcome, or one of its numbers is none, or is not finite, or has a name of the run's own.
   """
   def number(name: str, value: Any) -> float:
     plain = value.item() if hasattr(value, 'item') and np.size(value) == 1 else value
@@ -28,7 +36,20 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
 
   if not isinstance(outcome, Outcome):
     raise UserError(f'task {task.label}: outcome() gives {outcome!r:.200}; give a tasks.base.Outcome')
+  if taken := TAKEN & outcome.metrics.keys():
+    raise UserError(
+        f'task {task.label}: outcome() gives a metric {min(taken)!r}, which every run has of its own; name it '
+        'otherwise'
+    )
   return Outcome(
       float(number('reward', outcome.reward)), bool(number('exact_match', outcome.exact_match)),
       {name: number(f'metrics[{name!r}]', value) for name, value in outcome.metrics.items()},
   )
+
+
+def mean_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+  """The mean of every metric, over the episodes that have it."""
+  names = sorted({name for outcome in outcomes for name in outcome.metrics})
+  return {
+      name: float(np.mean([outcome.metrics[name] for outcome in outcomes if name in outcome.metrics])) for name in names
+  }

@@ -1,6 +1,7 @@
 """A run that was saved, as programs that read one need it."""
 
 import dataclasses
+import math
 import os
 import pathlib
 
@@ -29,9 +30,9 @@ def prepare_again(workdir: str | os.PathLike, config: Config) -> Experiment:
     config: what `workdir.read_config` gives.
   """
   look_in_modules(workdir)
-  mesh = sharding.fitting(config.mesh, len(sharding.all_devices()))
-  config = dataclasses.replace(config, mesh=mesh)
-  return prepare(config, model_folder(config), sharding.make_mesh(mesh))
+  rows = math.gcd(config.rollout.prompts, config.rollout.chunk, config.algorithm.micro_batch)
+  mesh = sharding.fitting_mesh(config.mesh, rows)
+  return prepare(config, model_folder(config), mesh)
 
 
 def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy.Params, int]:

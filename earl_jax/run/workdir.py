@@ -186,7 +186,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 @contextlib.contextmanager
 def replacing_file(path: pathlib.Path) -> Iterator[BinaryIO]:
   """A new file, which takes the place of `path` when the block ends well and is removed when it does not."""
-  temporary = path.with_name(path.name + '.tmp')
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')  # another program may write the same file
   try:
     with temporary.open('wb') as file:
       yield file

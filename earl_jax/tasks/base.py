@@ -106,7 +106,10 @@ class Task(abc.ABC):
     Raises:
       UserError: the task has no solver.
     """
-    raise UserError(f'task {self.label}: no demonstrations; leave it out of stages with imitate=True')
+    raise UserError(
+        f'task {self.label}: no demonstrations; leave it out of stages with imitate=True, and choose '
+        'config.worked_example=False'
+    )
 
   def problems(self) -> Sequence[Example] | None:
     """Every problem there is; None where they are too many, and evaluation takes some of split 'test'."""

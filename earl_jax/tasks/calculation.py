@@ -17,6 +17,7 @@ from earl_jax.tasks import base, expressions
 from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
 
 MAX_NUMBERS = 8
+DRAWS = 100_000  # for one problem; of some files nothing can be made
 _ANSWER_LENGTH = 32
 _LIMIT = 10**INTEGERS  # of values: from there on the calculator writes overflow
 _SYMBOLS = [symbol.strip() for symbol in SYMBOLS]
@@ -129,10 +130,11 @@ class CalculationTask(Task):
 
   def _problem(self, seed: int, split: str, index: int) -> Problem:
     rng = base.random_generator(seed, split, index)
-    while True:
+    for _ in range(DRAWS):
       problem = self._draw(rng, split)
       if problem and self._belongs(problem, split):
         return problem
+    raise UserError(f'task {self.label}: no problem of split {split!r} in {DRAWS:,} draws; give it other options')
 
   @classmethod
   def split_of(cls, key: str) -> str:

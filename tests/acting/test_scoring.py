@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from earl_jax.acting import policy, scoring
-from earl_jax.acting.scoring import Choices, score_choices, Scoring
+from earl_jax.acting.scoring import Choices, score, score_choices, Scoring
 from tests import core_fixtures as core
 from tests.acting.test_policy import D, E, masked_distribution, PARAMS, SPACE, V
 
@@ -119,3 +119,11 @@ def test_how_many_decisions_are_scored_at_a_time(monkeypatch):
   for limit, expected in ((2**40, 2_048), (100 * row, 100), (100 * row - 1, 99), (1, 1)):
     monkeypatch.setattr(scoring, 'LOGITS_BYTES', limit)
     assert scoring.chunk_size(SETTINGS) == expected
+
+
+def test_the_first_decision_may_be_all_that_there_is_room_for():
+  experiment, trajectory = core.experiment(), core.rolled_out()
+  whole = score(core.params(1), trajectory, experiment.scoring)
+  first = score(core.params(1), trajectory.cut(core.PROMPT + 1), experiment.scoring)
+  chex.assert_trees_all_close(first, jax.tree.map(lambda x: x[:, : core.PROMPT + 1], whole), atol=1e-5)
+  assert (first.log_probs[:, core.PROMPT] < 0).all()

@@ -30,6 +30,17 @@ def test_split_of_the_rows(config):
   assert set(rows[0].reshape(-1)) != set(other[0].reshape(-1))
 
 
+def test_every_micro_batch_that_a_config_may_have_is_filled_with_whole_blocks(config):
+  for group in range(1, 9):
+    for micro in (micro for micro in range(1, 6 * group + 1) if 6 * group % micro == 0):
+      rollout = dataclasses.replace(config.rollout, prompts=6, group=group)
+      algorithm = dataclasses.replace(config.algorithm, mini_batches=1, micro_batch=micro)
+      changed = dataclasses.replace(config, rollout=rollout, algorithm=algorithm)
+      rows = batches.split_rows(changed, 0, np.zeros(6 * group), np.arange(6 * group)).rows
+      blocks = rows.reshape(-1, micro // batches.rows_per_prompt(changed), batches.rows_per_prompt(changed)) // group
+      assert (blocks == blocks[..., :1]).all(), (group, micro)
+
+
 @pytest.mark.parametrize('micro, together, busy', [(2, 1, 10), (4, 1, 10), (8, 2, 12), (16, 4, 16)])
 def test_rows_without_advantage_come_last(config, micro, together, busy):
   algorithm = dataclasses.replace(config.algorithm, skip_zero=True, micro_batch=micro)

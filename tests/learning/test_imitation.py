@@ -137,6 +137,10 @@ def test_bad_input(model):
   experiment = dataclasses.replace(experiment, config=config)
   with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit; choose more'):
     collect(experiment, params, draw(experiment, stage=0, step=0), Progress.first(2))
+  # Nor is one that is left out taken for an end, where the end token has the number 0.
+  ends = dataclasses.replace(experiment, end_tokens=(*experiment.end_tokens, 0))
+  with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit; choose more'):
+    collect(ends, params, draw(experiment, stage=0, step=0), Progress.first(2))
   with pytest.raises(UserError, match=r'curriculum\[0\].steps=0: imitation has no end of its own'):
     tiny.parsed(model, curriculum=(stage(('sort', {'n': 2}, 1.0), imitate=True),))
   with pytest.raises(UserError, match="interface='text': choose one of expanded, tagged"):

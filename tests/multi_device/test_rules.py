@@ -51,3 +51,14 @@ def test_few_key_value_heads_are_replicated():
   shardings = sharding.tree_shardings(abstract_mesh(1, 2, 4), params())['layers']
   assert shardings['k']['kernel'].spec == PartitionSpec(None, 'fsdp', None, None)
   assert shardings['q']['kernel'].spec == PartitionSpec(None, 'fsdp', 'tensor', None)
+
+
+@pytest.mark.parametrize('rows, sizes', [(8, (1, 8, 1)), (12, (1, 4, 1)), (7, (1, 1, 1))])
+def test_a_mesh_for_devices_other_than_the_run_had(monkeypatch, rows, sizes):
+  monkeypatch.setattr(sharding, 'all_devices', lambda: list(range(8)))
+  made = []
+  monkeypatch.setattr(sharding.jax, 'make_mesh', lambda sizes, *_, devices, **__: made.append((sizes, len(devices))))
+  sharding.fitting_mesh(MeshConfig(1, 3, 1), rows)
+  sharding.fitting_mesh(MeshConfig(-1, 2, 2), rows)  # fits
+  count = sizes[0] * sizes[1]
+  assert made == [(sizes, count), ((2, 2, 2), 8)]

@@ -91,12 +91,13 @@ def test_a_part_of_a_named_tuple(tmp_path):
   state = TrainState(jnp.int32(1), {'w': jnp.ones(3)}, {'w': jnp.zeros(3)})
   with checkpoint.Checkpointer(tmp_path) as checkpointer:
     checkpointer.save(1, state, {})
+  with checkpoint.Checkpointer(tmp_path, read_only=True) as checkpointer:
     _, params, _ = checkpointer.restore(abstract(state.params), part='params')
   chex.assert_trees_all_equal(params, state.params)
 
 
 def rewrite_checksum(workdir, step, change):
-  path, = [path for path in files(workdir, step) if path.parent.name == 'meta' and b'checksum' in path.read_bytes()]
+  path = workdir / 'checkpoints' / str(step) / 'meta' / 'metadata'
   payload = json.loads(path.read_text())
   payload['checksum'] = change(payload['checksum'])
   path.write_text(json.dumps(payload))
@@ -324,6 +325,18 @@ def test_the_first_is_read_back(tmp_path, monkeypatch):
   with checkpoint.Checkpointer(tmp_path / 'other') as checkpointer:
     checkpointer.save(2, make_state(2), make_meta(2))
   assert steps == [3]
+
+
+def test_each_imitation_leaves_a_reference(tmp_path):
+  """A run that is resumed from before the second one ended has the first one's."""
+  first, second = (jax.tree.map(lambda x, by=by: x * by, {'w': jnp.ones(3)}) for by in (2, 3))
+  for _ in range(2):  # killed after the second, and resumed from before the first
+    checkpoint.keep_reference(tmp_path, 25, first)
+    checkpoint.keep_reference(tmp_path, 35, second)
+  for step, expected in [(25, first), (30, first), (35, second), (99, second)]:
+    chex.assert_trees_all_equal(checkpoint.restore_reference(tmp_path, step, abstract(first)), expected)
+  with pytest.raises(UserError, match='the reference policy of this run is missing'):
+    checkpoint.restore_reference(tmp_path, 24, abstract(first))
 
 
 def test_a_path_that_is_taken_for_a_pattern(tmp_path):

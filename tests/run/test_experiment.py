@@ -119,6 +119,33 @@ def test_an_instance_without_a_key_that_an_environment_needs(model):
         "task other: its instance has no 'count', which the environment 'swap' needs; it has values, mine"))
 
 
+class NoExample(Sort):
+  name = 'without'
+
+  def __init__(self, given: str):
+    super().__init__(2)
+    self.label, self._given = 'without', given
+
+  def example(self, seed, split, index):
+    if self._given == 'error':
+      raise ZeroDivisionError('here')
+    return {'none': None, 'numbers': Example(1, 'Sort.', {}), 'list': Example('Think.', 'Sort.', [1])}[self._given]
+
+
+@pytest.mark.parametrize('given, says', [
+    ('error', 'task without: .*test_experiment.py, line .*: ZeroDivisionError: here'),
+    ('none', r'task without: example.. gives None; give a tasks.base.Example'),
+    ('numbers', r'task without: example.. gives system=1; give a text'),
+    ('list', r'task without: example.. gives Example.*; give a tasks.base.Example'),
+])
+def test_a_task_without_examples(model, given, says):
+  refused(model, [(mine('NoExample'), {'given': given})], says=says)
+
+
+def test_one_label_twice(model):
+  refused(model, [('sort', {'n': 2}), ('sort', {'n': 2})], says='task sort2: it is twice in one stage; name it once')
+
+
 def test_an_environment_named_twice(model):
   refused(model, [(mine('Twice'), {'n': 2})], says="it names the environment 'compare' twice; name it once")
 

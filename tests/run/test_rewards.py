@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from earl_jax.config import UserError
-from earl_jax.run.rewards import checked
+from earl_jax.run.rewards import checked, mean_metrics
 from earl_jax.tasks.base import Example, Outcome
 from earl_jax.tasks.sorting import Sort
 
@@ -12,8 +12,8 @@ EXAMPLE = Example('Think.', 'Sort A, B.', {})
 
 
 def test_numbers_of_all_kinds():
-  outcome = checked(Sort(2), EXAMPLE, Outcome(np.float32(0.5), np.bool_(True), {'swaps': np.array(3), 'calls': True}))
-  assert outcome == Outcome(0.5, True, {'swaps': 3, 'calls': True})
+  outcome = checked(Sort(2), EXAMPLE, Outcome(np.float32(0.5), np.bool_(True), {'swaps': np.array(3), 'near': True}))
+  assert outcome == Outcome(0.5, True, {'swaps': 3, 'near': True})
   assert [type(value) for value in outcome[:2]] == [float, bool]
 
 
@@ -34,3 +34,14 @@ def test_what_is_no_number(outcome, told):
 def test_what_is_no_outcome():
   with pytest.raises(UserError, match=r'task sort2: outcome\(\) gives None; give a tasks.base.Outcome'):
     checked(Sort(2), EXAMPLE, None)
+
+
+@pytest.mark.parametrize('name', ['step', 'reward', 'tokens', 'calls', 'loss'])
+def test_metrics_have_names_of_their_own(name):
+  with pytest.raises(UserError, match=f"task sort2: outcome.. gives a metric '{name}', which every run has of its own"):
+    checked(Sort(2), EXAMPLE, Outcome(1.0, True, {'swaps': 1, name: 2.0}))
+
+
+def test_means_are_over_the_episodes_that_have_a_metric():
+  outcomes = [Outcome(0, False, {'swaps': 1}), Outcome(0, False, {}), Outcome(0, False, {'swaps': 4, 'near': 2})]
+  assert mean_metrics(outcomes) == {'near': 2.0, 'swaps': 2.5}

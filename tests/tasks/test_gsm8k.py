@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from earl_jax.config import UserError
-from earl_jax.tasks import gsm8k
+from earl_jax.tasks import calculation, gsm8k
 from tests.tasks.test_calculation import answer_of, score
 
 CLIPS = ('Natalia sold clips to 48 of her friends in April, and 1,200.50 in May. How many did she sell in 3 years?',
@@ -109,6 +109,16 @@ def test_task(tmp_path):
   assert score(task, example, f'… #### {answer_of(example)}').reward == 1
   assert score(task, example, '#### 3745.5').reward == 0
   assert len({task.example(0, 'train', index).user for index in range(20)}) == 20
+
+
+def test_files_of_which_nothing_can_be_made(tmp_path, monkeypatch):
+  """Whatever the one item is multiplied by has too many digits."""
+  monkeypatch.setattr(calculation, 'DRAWS', 3)
+  large = json.dumps({'question': 'He had 999999 and lost 999998. How many?',
+                      'answer': '<<999999-999998=1>>\n#### 1'})
+  task = gsm8k.GSM8K(write(tmp_path, train=[large], test=[large]))
+  with pytest.raises(UserError, match="task gsm8k.: no problem of split 'train' in 3 draws; give it other options"):
+    task.example(0, 'train', 0)
 
 
 @pytest.mark.parametrize('line', ['{"question": "How many?"}', '[1]', '{"question": 1, "answer": 2}', '{"quest', '7'])
