@@ -1,12 +1,14 @@
 """The paper's comparison at its published settings: EARL and three baselines that call the same environments by text.
 
-  python -m earl_jax.train --config=configs/published.py:countdown,earl --config.model=Qwen2.5-7B-Instruct
+  python -m earl_jax.train --config=configs/published.py:countdown,earl --config.model=Qwen/Qwen2.5-7B-Instruct \
+    --config.dtype=bfloat16 --config.remat=full --config.mesh.fsdp=4 --workdir=runs/countdown-earl
 
 TASK,METHOD[,GSM8K] after the colon: a task sort, countdown, calc_bench or arithmetic, a method earl, prompt_cpo,
-prompt_grpo or sft_grpo, and for calc_bench the folder or URL of GSM8K's official files. `config.model` is the folder of
-a checkpoint: Qwen2.5 of 3B or 7B, Instruct, or of 0.5B for arithmetic.
+prompt_grpo or sft_grpo, and for calc_bench the folder or URL of GSM8K's official files. `config.model` is a
+checkpoint's id on the hub or its folder: Qwen2.5 of 3B or 7B, Instruct, or of 0.5B for arithmetic. Every task and
+method needs a workdir of its own. `python -m earl_jax.plan` with the same flags says what fits.
 
-The paper took 4 GPUs, 2 for 0.5B; shard with `--config.mesh.fsdp=4`. It sorted 4 numbers perfectly about 70 steps after
+The paper took 4 GPUs, 2 for 0.5B. It sorted 4 numbers perfectly about 70 steps after
 20 to 40 of order. Settings: appendix and scripts of arXiv 2510.07581, but for `SFT_STEPS`, which it does not tell. Not
 run here.
 """
@@ -67,7 +69,7 @@ def get_config(argument='sort,earl'):
   if task not in TASKS:
     raise UserError(f'--config=configs/published.py:{argument}: choose a task of {", ".join(TASKS)}')
   config = config_lib.default_config()
-  config.model = 'Qwen2.5-7B-Instruct'
+  config.model = 'Qwen/Qwen2.5-7B-Instruct'
   config.instructions = True
   config.rollout.prompts, config.rollout.group, config.rollout.chunk = 256, 8, 256
   config.algorithm.mini_batches, config.algorithm.micro_batch = 8, 0  # as many rows as the devices have room for

@@ -2,8 +2,8 @@
 
   python -m earl_jax.train --config=configs/smollm2.py:arithmetic_small,earl --workdir=runs/smollm2
 
-TASK,METHOD after the colon: a task arithmetic_small, arithmetic (as published), countdown (three digits), sort2 or
-sort3, a method earl, prompt_cpo, prompt_grpo or sft_grpo. `config.model` is the model's id on the hub; with
+TASK,METHOD after the colon: a task arithmetic_small, arithmetic (as published), countdown (three numbers of one digit),
+sort2 or sort3, a method earl, prompt_cpo, prompt_grpo or sft_grpo. `config.model` is the model's id on the hub; with
 --config.model=… it may be its folder, or the file that docs/language_model.md gets from the package index.
 
 Adapters of rank 16 are trained on 64 short rollouts a step. arithmetic_small, 60 steps (3,840 rollouts): about

@@ -22,8 +22,9 @@ class ActionSpec:
 
   Attributes:
     description: the text it writes, leading space included (` compare`). Actions of several environments that
-      share a description are one row of the head.
-    init_token: which token of the description lends its `lm_head` row to the action's own row at the start.
+      share a description and an `init_token` are one row of the head.
+    init_token: which token of the description lends its `lm_head` row to the action's own row at the start. Within an
+      environment no two actions may begin with one row.
   """
 
   description: str

@@ -16,7 +16,7 @@ from earl_jax import config as config_lib
 from earl_jax.acting import policy
 from earl_jax.acting.counterfactual import choose_positions
 from earl_jax.acting.prompts import Prompts
-from earl_jax.acting.replay import recorded, Replay
+from earl_jax.acting.replay import force, recorded, Replay
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.base_model import build
 from earl_jax.devices import sharding
@@ -117,14 +117,6 @@ def rolled_out(seed: int = 1, temperature: float = 1.0) -> Trajectory:
       params(seed), prompts(8)[2], np.arange(8 * GROUP), jax.random.key(0),
       decoding=experiment().decoding(GROUP, temperature),
   )
-
-
-def force(replay: Replay, route: list[int]) -> Replay:
-  """The replay with the decisions of `route` at its end."""
-  place = jnp.arange(replay.actions.shape[1]) - replay.length[:, None]
-  inside = (place >= 0) & (place < len(route))
-  forced = jnp.asarray(route, jnp.int32)[jnp.clip(place, 0, len(route) - 1)]
-  return Replay(jnp.where(inside, forced, replay.actions), replay.length + len(route))
 
 
 def offered_rows(environment: int) -> np.ndarray:

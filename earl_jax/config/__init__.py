@@ -103,7 +103,8 @@ class OptimizerConfig:
   Attributes:
     learning_rate: at its highest.
     warmup: steps in which it rises from 0, linearly; 0 = none.
-    decay: the last share of all steps, in which it falls to 0, linearly; in between it is constant.
+    decay: the last share of all steps, in which it falls to 0, linearly; in between it is constant. In a run that is
+      resumed with more steps it goes up again.
     weight_decay: decoupled, of all parameters.
     b1, b2: decay of the averages of the gradient and of its square.
     clip_norm: gradients of a larger global norm are scaled down to it.

@@ -125,8 +125,8 @@ class Checkpointer:
       abstract_state: the saved state's structure with `jax.ShapeDtypeStruct` leaves (same shapes and dtypes); their
         shardings, which may differ from those at saving, say where the arrays go.
       part: read only what the state has under this name (of a NamedTuple's field, or of a dict's entry), and leave the
-        rest where it is. `abstract_state` and the state returned are then of this alone. For a Checkpointer that does not
-        save: Orbax fixes its way of reading with the first `save`.
+        rest where it is. `abstract_state` and the state returned are then of this alone. For a Checkpointer that does
+        not save: Orbax fixes its way of reading with the first `save`.
       until: the newest that is of no later step than this.
 
     Returns:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from earl_jax.acting import rollout
-from earl_jax.acting.replay import recorded
+from earl_jax.acting.replay import force, recorded
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP
@@ -54,7 +54,7 @@ def begun_anew(environment, seed):
   """The episodes of `forks` from their prompts on; those that count."""
   fork = forks(environment, seed)
   by_row = jax.tree.map(lambda x: x[fork.rows // core.GROUP], core.prompts(8)[2])
-  replay = core.force(recorded(remembered()[0].actions[fork.rows], fork.slots), fork.route.tolist())
+  replay = force(recorded(remembered()[0].actions[fork.rows], fork.slots), fork.route.tolist())
   return counted(fork, rollout.rollout(
       core.params(1), by_row, fork.rows, jax.random.key(seed), replay, decoding=decoding('all rows', group=1)
   ))
