@@ -26,6 +26,7 @@ from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.config import Config, UserError
 from earl_jax.config.paths import local_path
+from earl_jax.devices.sharding import row_shards
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
 from earl_jax.run.episodes import decisions, visible
@@ -118,7 +119,7 @@ def policy_plays(
     experiment: Experiment, params, problem: Problem, temperature: float
 ) -> tuple[Trajectory, Iterator[tuple[str, bool]]]:
   """An episode of the policy, and the lines that tell of it, each with whether a reader may want to stop there."""
-  count = experiment.mesh.shape['data'] * experiment.mesh.shape['fsdp']  # every device has one
+  count = row_shards(experiment.mesh)  # every device has one
   prompts = experiment.encode_prompts([problem.task] * count, [problem.example] * count)
   decoding, key = experiment.decoding(temperature=temperature), jax.random.key(experiment.config.seed)
   trajectory = experiment.rollout(params, prompts, np.arange(count), key, decoding=decoding)

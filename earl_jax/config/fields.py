@@ -24,6 +24,11 @@ class UserError(Exception):
   """A mistake the user can mend. Entry points print its one line and exit with status 2, without a traceback."""
 
 
+def first_line(error: Exception) -> str:
+  """What an exception of another library says, in one line that is not too long."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class Range(NamedTuple):
   """The numbers that a field takes, both ends included. What is not finite is in none."""
 

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from earl_jax.config import MeshConfig, UserError
+from earl_jax.config.fields import first_line
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # mesh axes that share out the rows of a batch
@@ -98,10 +99,9 @@ def all_devices() -> list[jax.Device]:
   try:
     return jax.devices()
   except Exception as error:
-    asked, reason = jax.config.jax_platforms, (str(error).strip() or type(error).__name__).splitlines()[0]
     raise UserError(
-        f'JAX_PLATFORMS={asked or ""}: JAX finds no device ({reason}); install the plugin, such as '
-        "`pip install 'jax[cuda]'`, or unset JAX_PLATFORMS"
+        f'JAX_PLATFORMS={jax.config.jax_platforms or ""}: JAX finds no device ({first_line(error)}); install the '
+        "plugin, such as `pip install 'jax[cuda]'`, or unset JAX_PLATFORMS"
     ) from error
 
 
@@ -114,9 +114,14 @@ def by_row(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
+  """Into how many parts the rows of a batch are divided."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def check_rows(mesh: Mesh | AbstractMesh, rows: int, field: str) -> None:
   """Raises UserError unless `rows` can be shared out evenly."""
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  parts = row_shards(mesh)
   if rows % parts:
     raise UserError(
         f'{field}={rows} is not divisible by data * fsdp = {parts} of the mesh; choose a multiple of {parts}'

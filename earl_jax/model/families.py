@@ -7,10 +7,11 @@ import reprlib
 from typing import Any, NamedTuple
 
 from earl_jax.config import UserError
+from earl_jax.config.fields import first_line
 from earl_jax.model import gguf
 from earl_jax.model.transformer import ModelConfig, RopeScaling
 
-__all__ = ['config_fields', 'FAMILIES', 'read_config', 'read_json', 'shown', 'told']
+__all__ = ['config_fields', 'FAMILIES', 'read_config', 'read_json', 'shown']
 
 
 class Family(NamedTuple):
@@ -135,7 +136,7 @@ def read_json(folder: str | pathlib.Path, name: str, kind: str = 'model') -> dic
   except OSError:
     raise UserError(f'{where} is missing; give the folder of a Hugging Face checkpoint') from None
   except (ValueError, RecursionError) as error:
-    raise UserError(f'{where} is no valid JSON ({told(error)}); copy it again') from None
+    raise UserError(f'{where} is no valid JSON ({first_line(error)}); copy it again') from None
   if not isinstance(value, dict):
     raise UserError(f'{where} holds a {type(value).__name__}, expected an object; copy it again')
   return value
@@ -144,11 +145,6 @@ def read_json(folder: str | pathlib.Path, name: str, kind: str = 'model') -> dic
 def shown(value: Any) -> str:
   """A value from a file as messages show it: in one line, and shortened where it is long."""
   return _SHORT.repr(value)
-
-
-def told(error: Exception) -> str:
-  """What an exception of another library says, in one line that is not too long."""
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _sizes(fields: dict[str, Any], family: Family, where: str) -> dict[str, int]:

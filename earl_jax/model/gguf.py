@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
+from earl_jax.config.fields import first_line
 
 __all__ = ['config_fields', 'is_gguf', 'open_file', 'token_ids', 'tokenizer_of']
 
@@ -276,8 +277,7 @@ def _open(path: pathlib.Path, changed: int) -> gguf.GGUFReader:
       tensor.data[-1:].tobytes()  # whether its end is there
     return reader
   except Exception as error:  # a dozen kinds: ValueError, IndexError, UnicodeDecodeError, …
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    raise UserError(f'model {str(path)!r} is no whole GGUF file ({reason}); copy it again') from None
+    raise UserError(f'model {str(path)!r} is no whole GGUF file ({first_line(error)}); copy it again') from None
 
 
 @functools.lru_cache(maxsize=2)

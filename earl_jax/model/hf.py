@@ -19,8 +19,9 @@ from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from earl_jax.config import UserError
+from earl_jax.config.fields import first_line
 from earl_jax.model import gguf, transformer
-from earl_jax.model.families import config_fields, read_config, read_json, shown, told
+from earl_jax.model.families import config_fields, read_config, read_json, shown
 from earl_jax.model.transformer import ModelConfig
 
 __all__ = ['abstract_params', 'load_params', 'read_config', 'replacing', 'save_checkpoint', 'write_checkpoint']
@@ -256,7 +257,7 @@ def _check(folder: pathlib.Path, files: dict[str, pathlib.Path], config: ModelCo
       try:
         tensor = opened(files[name]).get_slice(name)
       except SafetensorError as error:
-        raise UserError(f'{where}: tensor {name!r}: {told(error)}; copy weights and index again') from None
+        raise UserError(f'{where}: tensor {name!r}: {first_line(error)}; copy weights and index again') from None
       shape, expected = tuple(tensor.get_shape()), tuple(math.prod(sizes[a] for a in g) for g in there.split())
       if shape != expected:
         raise UserError(
@@ -324,4 +325,6 @@ def _open(path: pathlib.Path) -> safe_open | gguf.File:
   except FileNotFoundError:
     raise UserError(f'model {str(path.parent)!r}: {path.name} is missing; copy the whole checkpoint') from None
   except (SafetensorError, OSError) as error:
-    raise UserError(f'model {str(path.parent)!r}: {path.name} is damaged ({told(error)}); copy it again') from None
+    raise UserError(
+        f'model {str(path.parent)!r}: {path.name} is damaged ({first_line(error)}); copy it again'
+    ) from None

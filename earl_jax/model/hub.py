@@ -5,8 +5,8 @@ import pathlib
 import huggingface_hub
 
 from earl_jax.config import UserError
+from earl_jax.config.fields import first_line
 from earl_jax.model import gguf
-from earl_jax.model.families import told
 
 __all__ = ['locate']
 
@@ -40,6 +40,6 @@ def locate(model: str | pathlib.Path) -> pathlib.Path:
     ) from None
   except Exception as error:  # of the hub's library and of the ones below it
     raise UserError(
-        f'{where}, and it cannot be fetched from the Hugging Face hub ({told(error)}); give a folder, or '
+        f'{where}, and it cannot be fetched from the Hugging Face hub ({first_line(error)}); give a folder, or '
         'mend the connection'
     ) from None

@@ -7,8 +7,9 @@ import threading
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
+from earl_jax.config.fields import first_line
 from earl_jax.model import gguf
-from earl_jax.model.families import read_json, shown, told
+from earl_jax.model.families import read_json, shown
 
 __all__ = ['chat_prompt', 'check_spelling', 'encode', 'end_tokens', 'load_tokenizer', 'vocabulary_size']
 
@@ -49,7 +50,7 @@ def _read(folder: pathlib.Path, where: str) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     tokenizer.get_vocab()
   except Exception as error:  # the Rust parser raises bare Exceptions
-    raise UserError(f'{where} cannot be read ({told(error)}); copy its files again') from None
+    raise UserError(f'{where} cannot be read ({first_line(error)}); copy its files again') from None
   return tokenizer
 
 
@@ -123,7 +124,7 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assi
     try:
       text = _rendered(tokenizer, {'system': system, 'user': user}, in_parts)
     except Exception as error:  # a template is a program: it can raise anything; some refuse a system message
-      failure = failure or f'fails ({told(error)})'
+      failure = failure or f'fails ({first_line(error)})'
       continue
     missing = _left_out(text, {'system': system, 'user': user})
     if not missing:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from earl_jax.config import UserError
+from earl_jax.config.fields import first_line
 from earl_jax.run.workdir import require_plain, require_writable
 
 __all__ = ['Checkpointer', 'keep_reference', 'restore_reference']
@@ -145,7 +146,7 @@ class Checkpointer:
       except UserError:
         raise
       except Exception as error:  # damaged files raise a dozen types: ValueError, OSError, JSONDecodeError, …
-        failures[step] = _first_line(error)
+        failures[step] = first_line(error)
         if jax.process_count() > 1:
           raise UserError(
               f'{self._directory}: step {step} is unreadable ({failures[step]}); '
@@ -181,7 +182,7 @@ class Checkpointer:
       yield
     except Exception as error:
       raise UserError(
-          f'{self._directory}: a checkpoint could not be written ({_first_line(error)}); the one before is whole, and '
+          f'{self._directory}: a checkpoint could not be written ({first_line(error)}); the one before is whole, and '
           'the same command goes on from it once there is room'
       ) from error
 
@@ -190,7 +191,7 @@ class Checkpointer:
       self._read(step, _abstract(state))
     except Exception as error:
       raise UserError(
-          f'{self._directory}: step {step} was written there and cannot be read back ({_first_line(error)}); choose '
+          f'{self._directory}: step {step} was written there and cannot be read back ({first_line(error)}); choose '
           'another --workdir'
       ) from error
 
@@ -216,10 +217,6 @@ class Checkpointer:
           'it was'
       )
     return restored.state if part is None else restored.state[part], meta
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
 def _abstract(state: PyTree) -> PyTree:

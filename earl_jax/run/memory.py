@@ -133,15 +133,10 @@ def plan(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Plan:
   tokens = rollout.prompts * (rollout.prompt_length + rollout.group * rollout.response_length)
   return Plan(
       parameters=parameters, optimizer=optimizer, reference=reference,
-      cache=cache_bytes(experiment, mesh, tokens // shares(mesh)),
+      cache=cache_bytes(experiment, mesh, tokens // sharding.row_shards(mesh)),
       rollout=decoding, update=learning, peak=max(decoding + optimizer, learning) + reference,
       decode_flops=decode_flops, update_flops=update_flops,
   )
-
-
-def shares(mesh: Mesh | AbstractMesh) -> int:
-  """Into how many parts the rows of a batch are divided."""
-  return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 def cache_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, tokens: int) -> int:
@@ -154,7 +149,7 @@ def cache_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, tokens: int) 
 def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any, trajectory: Any) -> int:
   """What the decode loop takes on one device at its peak, parameters included."""
   config, model, tensor = experiment.config.rollout, experiment.model, mesh.shape['tensor']
-  parts = shares(mesh)
+  parts = sharding.row_shards(mesh)
   rows, prompts, length = len(trajectory.end) // parts, config.prompts // parts, config.prompt_length
   prompt = cache_bytes(experiment, mesh, prompts * length)
   cache = cache_bytes(experiment, mesh, rows * config.response_length)
@@ -173,7 +168,7 @@ def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any
 
 def update_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any, trajectory: Any) -> int:
   """What the update takes on one device at its peak, parameters included, the optimizer's state not."""
-  weights, trained, parts = on_device(mesh, params), on_device(mesh, policy.split(params)[0]), shares(mesh)
+  weights, trained, parts = on_device(mesh, params), on_device(mesh, policy.split(params)[0]), sharding.row_shards(mesh)
   batch = size_of(trajectory) // parts + 2 * 4 * len(trajectory.end) * experiment.slots // parts
   gradients = 3 * trained  # their sum, and those of a micro-batch at either width
   micro_batch = experiment.config.algorithm.micro_batch // parts
@@ -198,7 +193,7 @@ def micro_batches(experiment: Experiment, mesh: Mesh | AbstractMesh) -> list[int
   Raises:
     UserError: there is none.
   """
-  config, parts = experiment.config, shares(mesh)
+  config, parts = experiment.config, sharding.row_shards(mesh)
   rows = config.rollout.prompts // config.algorithm.mini_batches * config.rollout.group
   sizes = [size for size in range(parts, rows + 1, parts) if rows % size == 0]
   if not sizes:
@@ -245,7 +240,8 @@ def fitted(experiment: Experiment) -> Experiment:
         'python -m earl_jax.plan says; change what it names, or give a number to try it'
     )
   if mesh.devices.flat[0].platform == 'cpu':
-    size = max(s for s in micro_batches(experiment, mesh) if s <= max(MOST_ON_CPU, shares(mesh)) and s <= size)
+    most = min(size, max(MOST_ON_CPU, sharding.row_shards(mesh)))
+    size = max(s for s in micro_batches(experiment, mesh) if s <= most)
   return with_micro_batch(experiment, size)
 
 

@@ -50,7 +50,7 @@ def look_at(
     JSON objects, each also with its 'text'; empty in all processes but the first.
   """
   picks, rewrites = _picks(experience), experience.rewrites
-  devices = experiment.mesh.shape['data'] * experiment.mesh.shape['fsdp']
+  devices = sharding.row_shards(experiment.mesh)
   filled = np.resize(picks, -(-len(picks) // devices) * devices)  # rows have to be shared out
   parts = [experience.factual] if rewrites is None else [experience.factual, rewrites.continued]
   with jax.set_mesh(experiment.mesh):

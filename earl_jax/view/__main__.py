@@ -18,6 +18,7 @@ import numpy as np
 
 from earl_jax.config import UserError
 from earl_jax.config.paths import local_path
+from earl_jax.devices.sharding import row_shards
 from earl_jax.run import cli
 from earl_jax.run.curves import learning_curve
 from earl_jax.run.episodes import draw_episode
@@ -68,7 +69,7 @@ def draw_pictures(workdir: pathlib.Path, experiment, params) -> list[pathlib.Pat
   curve, episode = (workdir / 'pictures' / name for name in ('learning_curve.png', 'trajectory.png'))
   learning_curve({workdir.name: [workdir]}, curve)
   task = experiment.goal[-1]
-  count = experiment.mesh.shape['data'] * experiment.mesh.shape['fsdp']  # every device has one
+  count = row_shards(experiment.mesh)  # every device has one
   examples = [task.example(experiment.config.seed, 'test', index) for index in range(count)]
   prompts = experiment.encode_prompts([task] * count, examples)
   decoding, key = experiment.decoding(temperature=0.0), jax.random.key(experiment.config.seed)
