@@ -21,7 +21,6 @@ from earl_jax.acting.scoring import previous_hidden, Scoring
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices import processes, rows
 from earl_jax.run.experiment import Experiment
-from earl_jax.run.problems import draw
 
 __all__ = ['lifted', 'told']
 
@@ -83,18 +82,17 @@ def told(rare: dict[str, float]) -> str:
 
 
 def _play(experiment: Experiment, params: policy.Params, environment: int) -> Inside:
-  """What is seen in `rollout.chunk` episodes that begin in an environment, in the first stage that offers it."""
+  """What is seen in `rollout.chunk` episodes that begin in an environment, of the first task that offers it."""
   config = experiment.config
   size, group = config.rollout.chunk, config.rollout.group
-  offering = (
-      stage for stage, tasks in enumerate(experiment.stages)
-      if experiment.offered([task for task, _ in tasks])[:, environment].any()
+  task = next(
+      task for stage in experiment.stages for task, _ in stage if experiment.offered([task])[0, environment]
   )
-  problems, ids = draw(experiment, next(offering), step=0), np.arange(size)
-  route = np.array(experiment.interface.route(environment), np.int32)
-  lengths = np.where(experiment.offered(problems.tasks)[ids // group, environment], len(route), 0).astype(np.int32)
-  replay = processes.place(Replay(np.tile(route, (size, 1)), lengths), experiment.rows)
-  prompts = rows.take(problems.prompts, ids // group, experiment.rows)
+  examples = [task.example(config.seed, 'train', index) for index in range(config.rollout.prompts)]
+  ids, route = np.arange(size), np.array(experiment.interface.route(environment), np.int32)
+  replay = processes.place(Replay(np.tile(route, (size, 1)), np.full(size, len(route), np.int32)), experiment.rows)
+  prompts = experiment.encode_prompts([task] * len(examples), examples)
+  prompts = rows.take(prompts, ids // group, experiment.rows)
   key = jax.random.fold_in(jax.random.key(config.seed), environment)
   decoding = experiment.decoding(temperature=config.rollout.temperature)
   trajectory = experiment.rollout(params, prompts, ids, key, replay, decoding=decoding)

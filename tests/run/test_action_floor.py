@@ -56,6 +56,15 @@ def test_nothing_is_lifted_where_nothing_is_rare(experiment):
   np.testing.assert_array_equal(lifted['expanded_head'], params['expanded_head'])
 
 
+def test_an_environment_of_a_rare_task_is_looked_at_too(model):
+  """None of whose problems is in the first batch."""
+  tasks = stage(('sort', {'n': 2}, 1.0), ('arithmetic', {'digits': 1, 'operators': 2}, 1e-6))
+  experiment, params = set_up(tiny.parsed(model, action_floor=FLOOR, curriculum=(tasks,), **{
+      'rollout.chunk': 16, 'rollout.prompt_length': 128, 'rollout.response_length': 48}))
+  names = [e.spec.name for e in experiment.interface.environments]
+  assert action_floor._play(experiment, params, names.index('calculator')).count > 0
+
+
 def test_a_run_without_environments_has_nothing_to_lift(model):
   experiment, params = set_up(tiny.parsed(model, **{
       'action_floor': FLOOR, 'curriculum': (stage(('count', {'digits': 2}, 1.0)),), 'rollout.prompt_length': 96,
