@@ -29,6 +29,7 @@ from benchmarks.grid import markdown
 from earl_jax.config import UserError
 from earl_jax.run import cli
 from earl_jax.run.workdir import write_atomically
+from tests.run import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'reliability.md'
@@ -290,7 +291,7 @@ def main(values: flags.FlagValues) -> int:
     raise UserError(f'--only={unknown[0]}: no such row; choose from {", ".join(ROWS)}')
   out, campaign = pathlib.Path(values.out), Campaign(pathlib.Path(values.scratch).absolute())
   out.mkdir(parents=True, exist_ok=True)
-  with campaign_in_process.compiled_once(campaign.config):
+  with tiny.compiled_once(campaign.config):
     for name in values.only:
       make(name, campaign, out / f'{name}.json')
   head, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)

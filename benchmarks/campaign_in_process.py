@@ -1,6 +1,5 @@
 """Rows of the campaign that need many runs or steps, and so share one process and its compiled programs."""
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -16,31 +15,10 @@ import jax
 from benchmarks.marked_train import digest
 from earl_jax import train
 from earl_jax.config import Config, UserError
-from earl_jax.run import learner
 from earl_jax.run.curves import read_run
-from earl_jax.run.experiment import set_up
 from earl_jax.run.saved import load
 from earl_jax.run.workdir import read_config
 from tests.run import tiny
-
-
-@contextlib.contextmanager
-def compiled_once(config: Config):
-  """Runs of this config compile their programs once: they are compiled for an interface and an optimizer."""
-  shared, _ = set_up(config)
-  original, made = learner.make_optimizer, {}
-
-  def make(config):
-    settings = config.optimizer, config.steps, config.algorithm.mini_batches
-    return made.setdefault(settings, original(config))
-
-  def cheap(config):
-    experiment, params = set_up(config)
-    return dataclasses.replace(experiment, interface=shared.interface), params
-
-  with mock.patch.object(train, 'set_up', cheap), mock.patch('earl_jax.run.saved.set_up', cheap):
-    with mock.patch.object(learner, 'make_optimizer', make), mock.patch('earl_jax.run.saved.make_optimizer', make):
-      yield
 
 
 def damage(path: pathlib.Path, rng: random.Random) -> str:

@@ -48,9 +48,9 @@ def abstract_state(experiment: Experiment) -> update.TrainState:
 
 def abstract_policy(experiment: Experiment) -> policy.Params:
   """Shapes and shardings of all parameters."""
-  shapes = abstract_params(experiment.config, experiment.model, experiment.interface)
-  places = sharding.tree_shardings(experiment.mesh, shapes)
-  return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+  return sharding.placed(
+      experiment.mesh, abstract_params(experiment.config, experiment.model, experiment.interface)
+  )
 
 
 def random_state(experiment: Experiment) -> update.TrainState:

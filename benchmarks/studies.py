@@ -21,7 +21,7 @@ PHRASES = (
 )
 # What CPO rewrites besides the groups in which nothing earned anything: none, or this share of all rollouts.
 ALGORITHMS = {
-    'GRPO': {'algorithm.counterfactual': False},
+    'GRPO': {'algorithm.counterfactual': False, 'algorithm.rewrite_fraction': 0.2},  # which it does not read
     'CPO, 0': {'algorithm.rewrite_fraction': 0.0},
     'CPO, 0.2': {'algorithm.rewrite_fraction': 0.2},
     'CPO, 1': {'algorithm.rewrite_fraction': 1.0},

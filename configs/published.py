@@ -8,9 +8,8 @@ prompt_grpo or sft_grpo, and for calc_bench the folder or URL of GSM8K's officia
 checkpoint's id on the hub or its folder: Qwen2.5 of 3B or 7B, Instruct, or of 0.5B for arithmetic. Every task and
 method needs a workdir of its own. `python -m earl_jax.plan` with the same flags says what fits.
 
-The paper took 4 GPUs, 2 for 0.5B. It sorted 4 numbers perfectly about 70 steps after
-20 to 40 of order. Settings: appendix and scripts of arXiv 2510.07581, but for `SFT_STEPS`, which it does not tell. Not
-run here.
+The paper took 4 GPUs, 2 for 0.5B. It sorted 4 numbers perfectly after 20 to 40 steps on `order` and about 70 more on
+`sort`. Settings: appendix and scripts of arXiv 2510.07581, but for `SFT_STEPS`, which it does not tell. Not run here.
 """
 
 from earl_jax import config as config_lib

@@ -1,4 +1,4 @@
-"""Sort five hidden items: the recipe of sort4.py, one stage longer.
+"""Sort five hidden items: the stages of sort4.py and one more, and counterfactuals for a fifth of all rollouts.
 
   python -m earl_jax.train --config=configs/sort5.py --workdir=runs/sort5
 

@@ -46,20 +46,6 @@ def programs_of_this_file():
     sys.modules['jax'].clear_caches()
 
 
-@pytest.fixture(scope='session')
-def embedded_checkpoint() -> pathlib.Path:
-  """Folder of the checkpoint that ships with the package."""
-  return ROOT / 'earl_jax' / 'base_model' / 'checkpoint'
-
-
-@pytest.fixture(scope='session')
-def embedded_tokenizer(embedded_checkpoint):
-  """The tokenizer that ships with the package, as a transformers tokenizer."""
-  import transformers
-
-  return transformers.AutoTokenizer.from_pretrained(embedded_checkpoint)
-
-
 def provided(name: str, what: str) -> pathlib.Path:
   """A folder of data beside the checkout, which the project does not ship; the test is skipped where it is absent."""
   folder = ROOT.parent / 'shared' / 'data' / name

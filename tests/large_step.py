@@ -83,14 +83,12 @@ def main(tokenizer: str, out: str) -> None:
   advance, texts = programs.advance(experiment), {}
   with jax.set_mesh(mesh):
     began = time.monotonic()
-    score = reference.log_probs.lower(
-        kept, trajectory, scoring=experiment.scoring, micro_batch=config.algorithm.micro_batch
-    ).compile()
+    split = split_rows(config, 0, np.asarray(advantages), np.asarray(trajectory.end))
+    score = reference.log_probs.lower(kept, trajectory, split, scoring=experiment.scoring).compile()
     texts['reference'] = score.as_text()
-    batch = Batch(trajectory, advantages, score(kept, trajectory), imitate)
+    batch = Batch(trajectory, advantages, score(kept, trajectory, split), imitate)
     seconds['reference'] = time.monotonic() - began
     began = time.monotonic()
-    split = split_rows(config, 0, np.asarray(advantages), np.asarray(trajectory.end))
     step = advance.func.lower(state, batch, split, **advance.keywords).compile()
     texts['update'] = step.as_text()
     state, metrics = jax.block_until_ready(step(state, batch, split))

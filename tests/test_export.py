@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+import transformers
 
 from earl_jax import config as config_lib
 from earl_jax import export
@@ -21,9 +22,6 @@ from earl_jax.run import checkpoint, cli, expanded_head
 from earl_jax.run.experiment import set_up
 from earl_jax.run.workdir import claim_workdir
 from tests.run import tiny
-
-torch = pytest.importorskip('torch')
-transformers = pytest.importorskip('transformers')
 
 FAMILIES = {
     'qwen2': {},
@@ -78,6 +76,7 @@ def exported(run, tmp_path):
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('tied', [True, False])
 def test_export_and_back(family, tied, tmp_path, capsys, monkeypatch):
+  torch = pytest.importorskip('torch')
   monkeypatch.setenv('XLA_FLAGS', '')
   workdir, config, experiment, params = trained_run(tmp_path, tie_word_embeddings=tied, **FAMILIES[family])
   out = tmp_path / 'deep' / 'out'
@@ -172,7 +171,8 @@ def test_another_action_space(run, exported, edit, words):
 def test_another_interface_and_other_tasks(run, exported):
   refused(run, exported, "has interface='expanded', this run has 'tagged'", interface='tagged')
   stage = config_lib.Stage(tasks=(('order', {'n': 3}, 1.0),))
-  refused(run, exported, 'action_space.json has environments', curriculum=(stage,))
+  roomy = dataclasses.replace(run[1].rollout, prompt_length=64)
+  refused(run, exported, 'action_space.json has environments', curriculum=(stage,), rollout=roomy)
 
 
 def test_rows_begin_anew_where_manifest_and_head_were_removed(run, exported):
@@ -263,6 +263,7 @@ def test_several_end_tokens_are_kept(run, tmp_path):
   assert experiment.end_tokens == (2,)
   several = dataclasses.replace(experiment, end_tokens=(2, 0, 1))
   export.export(several, params, tmp_path / 'out')
+  pytest.importorskip('torch')
   theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
   assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == [2, 0, 1]
   again = set_up(dataclasses.replace(config, model=str(tmp_path / 'out')))[0]
@@ -270,5 +271,5 @@ def test_several_end_tokens_are_kept(run, tmp_path):
 
 
 def test_a_model_that_is_nowhere():
-  with pytest.raises(UserError, match="model '/nowhere/at/all': no such folder, nor the id of a model"):
+  with pytest.raises(UserError, match="model '/nowhere/at/all': no such folder or GGUF file, nor the id of a model"):
     set_up(tiny.parsed('/nowhere/at/all'))

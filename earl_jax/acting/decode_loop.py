@@ -142,14 +142,14 @@ def begin(decoding: Decoding, rows: Rows, states: States, passes: int, **known: 
   return Episodes(**fields | known)
 
 
-def decode(decoding: Decoding, policy: Policy, rows: Rows, episodes: Episodes) -> Episodes:
+def decode(decoding: Decoding, params: Policy, rows: Rows, episodes: Episodes) -> Episodes:
   """The episodes at their end."""
   passes = episodes.record['tokens'].shape[1]
   sizes = [-(-passes * (i + 1) // decoding.segments) for i in range(decoding.segments)]
-  return _decode(decoding, policy, rows, (jnp.int32(0), episodes), sizes)[1]
+  return _decode(decoding, params, rows, (jnp.int32(0), episodes), sizes)[1]
 
 
-def _decode(decoding: Decoding, policy: Policy, rows: Rows, state: tuple[jax.Array, Episodes], sizes: list[int]):
+def _decode(decoding: Decoding, params: Policy, rows: Rows, state: tuple[jax.Array, Episodes], sizes: list[int]):
   """Passes int32[] and episodes at their end, from any point. The cache grows to each of `sizes` in turn."""
   model, few = decoding.model, len(rows.first) // 4
   shrinks = decoding.min_rows is not None and few >= decoding.min_rows
@@ -158,7 +158,7 @@ def _decode(decoding: Decoding, policy: Policy, rows: Rows, state: tuple[jax.Arr
   for size in sizes:
     passes, episodes = jax.lax.while_loop(
         lambda state, size=size: (state[0] < size) & (jnp.sum(state[1].active) > least),
-        lambda state: (state[0] + 1, _pass(decoding, policy, rows, *state)),
+        lambda state: (state[0] + 1, _pass(decoding, params, rows, *state)),
         (passes, episodes._replace(cache=decoder.grow(episodes.cache, size))),
     )
   if not shrinks:
@@ -167,7 +167,7 @@ def _decode(decoding: Decoding, policy: Policy, rows: Rows, state: tuple[jax.Arr
   whole = episodes._replace(cache=decoder.by_row(model, episodes.cache))
   part = take_rows(whole, chosen)
   part = passes, part._replace(cache=decoder.flat(part.cache))
-  passes, part = _decode(decoding, policy, take_rows(rows, chosen, len(rows.first)), part, sizes[-1:])
+  passes, part = _decode(decoding, params, take_rows(rows, chosen, len(rows.first)), part, sizes[-1:])
   part = part._replace(cache=decoder.by_row(model, part.cache))
   whole = jax.tree.map(lambda whole, part: whole.at[chosen].set(part), whole, part)
   return passes, whole._replace(cache=decoder.flat(whole.cache))

@@ -1,4 +1,4 @@
-"""Under a mask: sums over a part of an array, and choices row by row."""
+"""Choices row by row, and the number that stands for log 0."""
 
 from typing import Any
 
@@ -6,11 +6,6 @@ import jax
 import jax.numpy as jnp
 
 NEGATIVE = -1e30  # stands for log 0: far below any logit, and finite, so that no gradient becomes NaN
-
-
-def masked_sum(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
-  """Sum of x where mask is True; entries outside may be anything, NaN included."""
-  return jnp.sum(jnp.where(mask, x, 0.0), axis=axis)
 
 
 def where_rows(condition: jax.Array, new: Any, old: Any) -> Any:

@@ -50,7 +50,7 @@ def options(
   scoring = dataclasses.replace(scoring, rows_per_prompt=1)
   length, space = scoring.prompt_length, scoring.space
   hidden = previous_hidden(params, trajectory, scoring)
-  heads = jax.tree.map(lambda x: x.astype(hidden.dtype), gathered(policy.heads(params), 'float32'))
+  heads = gathered(policy.heads(params), scoring.model.dtype)
   choices = Choices(*(x[:, length:] for x in (trajectory.actions, trajectory.language, trajectory.legal)))
 
   def look(slot):

@@ -128,6 +128,11 @@ def check_rows(mesh: Mesh | AbstractMesh, rows: int, field: str) -> None:
     )
 
 
+def placed(mesh: Mesh | AbstractMesh, shapes: Any) -> Any:
+  """A tree of shapes with the shardings of `tree_shardings`."""
+  return jax.tree.map(lambda x, place: x.update(sharding=place), shapes, tree_shardings(mesh, shapes))
+
+
 def tree_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
   """A sharding for every leaf of a tree of parameters, or of anything that holds trees like it (optimizer states)."""
 

@@ -9,10 +9,9 @@ from jax.sharding import Mesh
 import optax
 
 from earl_jax.acting import policy
-from earl_jax.acting.masked import masked_sum
 from earl_jax.acting.scoring import score, Scoring
 from earl_jax.config import AlgorithmConfig, Config
-from earl_jax.devices.sharding import by_row, in_layers, tree_shardings
+from earl_jax.devices.sharding import by_row, in_layers, placed, tree_shardings
 from earl_jax.learning import losses
 from earl_jax.learning.batches import at_width, Batch, Split
 
@@ -57,11 +56,7 @@ def init_state(params: policy.Params, optimizer: optax.GradientTransformation) -
 def abstract_state(params: policy.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """Shapes and shardings of the state of a policy; its `params` may be shapes too."""
   trained, _ = policy.split(params)
-  shapes = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
-  return jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes,
-      tree_shardings(mesh, shapes),
-  )
+  return placed(mesh, jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained))
 
 
 def loss_and_metrics(
@@ -87,7 +82,7 @@ def loss_and_metrics(
   kl = losses.kl_k3(scores.vocabulary_log_probs, batch.reference_log_probs)
 
   def mean(x, mask):
-    return masked_sum(x, mask) / total
+    return jnp.sum(x, where=mask) / total  # what is outside may be anything, NaN included
 
   loss = mean(surrogate, decisions)
   metrics = {

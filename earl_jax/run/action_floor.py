@@ -2,8 +2,8 @@
 
 A row of the expanded head begins as that of a token. Where a tokenizer hardly ever writes that token, its action is
 never explored: many merge a blank and `(` into one token, and the calculator writes ` / ` before the operand, so that
-SmolLM2 opens a parenthesis once in ten million times. Where it should, though, a hundred times as often as elsewhere:
-what is missing is an offset.
+SmolLM2 opens a parenthesis once in ten million times. Yet it does so a hundred times as often where one belongs as
+elsewhere, so that an offset of the logit is enough.
 """
 
 import dataclasses

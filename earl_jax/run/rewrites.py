@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
 
 class Rewrites(NamedTuple):
-  """What became of it. Arrays on the host.
+  """What became of it; trajectories on the devices, the rest on the host.
 
   Attributes:
     choice: what was rewritten.

@@ -45,12 +45,11 @@ def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy
   """
   experiment = prepare_again(workdir, config)
   shapes = abstract_params(config, experiment.model, experiment.interface)
-  places = sharding.tree_shardings(experiment.mesh, shapes)
-  shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-  trained, frozen = policy.split(shapes)
+  trained, frozen = policy.split(sharding.placed(experiment.mesh, shapes))
   if frozen:
+    places = jax.tree.map(lambda x: x.sharding, frozen['model'])
     dtype = str(shapes['model']['embedding'].dtype)
-    frozen = {'model': hf.load_params(model_folder(config), experiment.model, places['model'], dtype)}
+    frozen = {'model': hf.load_params(model_folder(config), experiment.model, places, dtype)}
   with Checkpointer(workdir, read_only=True, frozen=frozen) as checkpointer:
     restored = checkpointer.restore(trained, part='params')
   if restored is None:

@@ -13,13 +13,10 @@ import pathlib
 import sys
 
 from absl import flags
-import jax
-import numpy as np
 
 from earl_jax.config import UserError
 from earl_jax.config.paths import local_path
-from earl_jax.devices.sharding import row_shards
-from earl_jax.run import cli
+from earl_jax.run import cli, measure
 from earl_jax.run.curves import learning_curve
 from earl_jax.run.episodes import draw_episode
 from earl_jax.run.saved import find_tasks, load, with_room
@@ -69,11 +66,8 @@ def draw_pictures(workdir: pathlib.Path, experiment, params) -> list[pathlib.Pat
   curve, episode = (workdir / 'pictures' / name for name in ('learning_curve.png', 'trajectory.png'))
   learning_curve({workdir.name: [workdir]}, curve)
   task = experiment.goal[-1]
-  count = row_shards(experiment.mesh)  # every device has one
-  examples = [task.example(experiment.config.seed, 'test', index) for index in range(count)]
-  prompts = experiment.encode_prompts([task] * count, examples)
-  decoding, key = experiment.decoding(temperature=0.0), jax.random.key(experiment.config.seed)
-  played = experiment.rollout(params, prompts, np.arange(count), key, decoding=decoding)
+  problem = task, task.example(experiment.config.seed, 'test', 0)
+  played, _ = next(measure.played(experiment, params, [problem], temperature=0.0))
   draw_episode(experiment, played, 0, episode)
   return [curve, episode]
 

@@ -20,7 +20,7 @@ from earl_jax import train
 from earl_jax.base_model import build
 from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
-from earl_jax.run import experiment, learner
+from earl_jax.run import experiment, learner, saved
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATH = 'tests/run/tiny.py'
@@ -76,8 +76,12 @@ def compiled_once(config):
     settings = config.optimizer, config.steps, config.algorithm.mini_batches
     return made.setdefault(settings, make_optimizer(config))
 
+  def cheap_prepare(*arguments):
+    return dataclasses.replace(experiment.prepare(*arguments), interface=shared.interface)
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train, 'set_up', cheap_set_up)
+    patch.setattr(saved, 'prepare', cheap_prepare)
     patch.setattr(learner, 'make_optimizer', make_once)
     yield
 
