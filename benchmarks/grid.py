@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent import futures
-import json
 import os
 import pathlib
 import queue
@@ -45,15 +44,6 @@ def config_arguments() -> list[str]:
   if any('=' not in argument for argument in shared):
     raise UserError(f'{shared}: write --config flags as --name=value, so that they can be handed on')
   return shared
-
-
-def final_results(workdir: pathlib.Path) -> dict[str, dict]:
-  """Task label -> final greedy evaluation of a cell; nothing where it has not come to its end."""
-  path = workdir / 'evaluation.json'
-  nested = json.loads(path.read_text('utf-8')) if path.is_file() else {}
-  return {
-      name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
-  }
 
 
 def train(

@@ -31,7 +31,7 @@ from studies import Run, Runs, STUDIES
 from earl_jax import config as config_lib
 from earl_jax.config import UserError
 from earl_jax.run import cli
-from earl_jax.run.curves import read_run, RunMetrics
+from earl_jax.run.curves import read_evaluation, read_run, RunMetrics
 from earl_jax.run.workdir import read_config as read_run_config
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import make_task
@@ -63,7 +63,7 @@ def read(folder: pathlib.Path) -> Run:
   episodes = [
       sample.partition('⏎')[2] for path in samples for sample in path.read_text('utf-8').split('===== sample')[1:]
   ]
-  return Run(config['seed'], make_task(name, **options).label, grid.final_results(folder), metrics, episodes)
+  return Run(config['seed'], make_task(name, **options).label, read_evaluation(folder), metrics, episodes)
 
 
 def is_of(folder: pathlib.Path, config: config_lib.Config) -> bool:
@@ -122,7 +122,7 @@ def device_kind() -> str:
 
 def finished(workdir: pathlib.Path, config: config_lib.Config) -> bool:
   """Whether a workdir's run is at its end: evaluated after all its steps, or after it was solved."""
-  steps = {result['step'] for result in grid.final_results(workdir).values()}
+  steps = {result['step'] for result in read_evaluation(workdir).values()}
   return bool(steps) and is_of(workdir, config) and (steps == {config.steps} or config.stop_at_solved)
 
 

@@ -85,7 +85,7 @@ def test_own_tasks_by_default(run, monkeypatch):
 
 
 @pytest.mark.parametrize('tasks, says', [
-    ('sort9', 'n=9: choose a number of items from 2 to 8'), ('sort', "task 'sort'"),
+    ('sort9', 'n=9: choose a whole number from 2 to 8'), ('sort', "task 'sort'"),
     ('sord4', "task 'sord4' not found"),
 ])
 def test_bad_tasks(run, monkeypatch, capsys, tasks, says):

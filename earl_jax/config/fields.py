@@ -29,6 +29,11 @@ def first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def one_line(error: BaseException) -> str:
+  """What an exception of somebody else's program is and says, in one line that is not too long."""
+  return f'{type(error).__name__}: {" ".join(str(error)[:200].split())}'
+
+
 class Range(NamedTuple):
   """The numbers that a field takes, both ends included. What is not finite is in none."""
 

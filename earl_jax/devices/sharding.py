@@ -18,38 +18,27 @@ RULES = {
     'rows': BATCH, 'embed': 'fsdp', 'vocab': 'tensor', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor',
 }
 
-# Last names of a parameter's path -> its logical axes, the layer axis left out.
+# Of every kernel, the logical axes of its inputs and of its outputs, the layer axis left out.
+KERNELS = {
+    'q': (('embed',), ('heads', None)),
+    'k': (('embed',), ('kv_heads', None)),
+    'v': (('embed',), ('kv_heads', None)),
+    'o': (('heads', None), ('embed',)),
+    'gate': (('embed',), ('mlp',)),
+    'up': (('embed',), ('mlp',)),
+    'down': (('mlp',), ('embed',)),
+}
+# Last names of a parameter's path -> its logical axes. Adapters (a, b) are as the kernel beside them, their rank whole.
 PARAMETERS = {
     ('embedding',): ('vocab', 'embed'),
     ('lm_head',): ('vocab', 'embed'),
     ('expanded_head',): (None, 'embed'),
     ('scale',): (None,),
-    ('q', 'kernel'): ('embed', 'heads', None),
-    ('k', 'kernel'): ('embed', 'kv_heads', None),
-    ('v', 'kernel'): ('embed', 'kv_heads', None),
-    ('q', 'bias'): ('heads', None),
-    ('k', 'bias'): ('kv_heads', None),
-    ('v', 'bias'): ('kv_heads', None),
-    ('o', 'kernel'): ('heads', None, 'embed'),
+    **{(name, 'kernel'): (*inputs, *outputs) for name, (inputs, outputs) in KERNELS.items()},
+    **{(name, 'bias'): KERNELS[name][1] for name in 'qkv'},
     ('o', 'bias'): (None,),
-    ('gate', 'kernel'): ('embed', 'mlp'),
-    ('up', 'kernel'): ('embed', 'mlp'),
-    ('down', 'kernel'): ('mlp', 'embed'),
-    # Adapters: as the kernel beside them, their rank whole.
-    ('q', 'a'): ('embed', None),
-    ('k', 'a'): ('embed', None),
-    ('v', 'a'): ('embed', None),
-    ('o', 'a'): ('heads', None, None),
-    ('gate', 'a'): ('embed', None),
-    ('up', 'a'): ('embed', None),
-    ('down', 'a'): ('mlp', None),
-    ('q', 'b'): (None, 'heads', None),
-    ('k', 'b'): (None, 'kv_heads', None),
-    ('v', 'b'): (None, 'kv_heads', None),
-    ('o', 'b'): (None, 'embed'),
-    ('gate', 'b'): (None, 'mlp'),
-    ('up', 'b'): (None, 'mlp'),
-    ('down', 'b'): (None, 'embed'),
+    **{(name, 'a'): (*inputs, None) for name, (inputs, _) in KERNELS.items()},
+    **{(name, 'b'): (None, *outputs) for name, (_, outputs) in KERNELS.items()},
 }
 
 

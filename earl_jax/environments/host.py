@@ -20,6 +20,7 @@ import numpy as np
 
 from earl_jax.action_space import Encode
 from earl_jax.config import UserError
+from earl_jax.config.fields import one_line
 from earl_jax.environments.base import Environment, Observation
 from earl_jax.environments.threads import Pool
 
@@ -150,7 +151,7 @@ class OnHost(Environment):
     try:
       plain = self.plain = self.kind()
     except Exception as error:
-      raise UserError(f'environment {name!r}: {self.kind.__name__}() fails: {_told(error)}') from error
+      raise UserError(f'environment {name!r}: {self.kind.__name__}() fails: {one_line(error)}') from error
     for field in ('max_observation', 'max_state', 'max_calls', 'threads', 'version'):
       value = getattr(plain, field)
       if not isinstance(value, int) or value < 1:
@@ -189,7 +190,7 @@ class OnHost(Environment):
     if isinstance(turn, KeyError):
       raise turn
     if isinstance(turn, BaseException):
-      raise UserError(f'environment {self.spec.name!r}: reset fails on the first example: {_told(turn)}')
+      raise UserError(f'environment {self.spec.name!r}: reset fails on the first example: {one_line(turn)}')
 
   def begin(self, instance: Instance) -> Turn:
     """An episode's start; raises what the environment raises, TypeError or ValueError."""
@@ -249,7 +250,7 @@ class OnHost(Environment):
     if type(error) not in self._reported:
       self._reported.add(type(error))
       logging.getLogger(__name__).warning(
-          'environment %r: a call fails: %s. Further ones like it are only counted', self.spec.name, _told(error)
+          'environment %r: a call fails: %s. Further ones like it are only counted', self.spec.name, one_line(error)
       )
 
 
@@ -328,7 +329,3 @@ def _plain(value: Any) -> Any:
   if isinstance(value, np.generic | np.ndarray):
     return value.tolist()
   raise TypeError(f'the state holds {type(value).__name__}, which JSON does not know')
-
-
-def _told(error: BaseException) -> str:
-  return f'{type(error).__name__}: {" ".join(str(error)[:200].split())}'

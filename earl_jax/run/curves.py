@@ -13,7 +13,9 @@ from earl_jax.run.figures import COLORS, INK, legend, new_figure, save
 from earl_jax.run.workdir import look_in_modules, read_config
 from earl_jax.tasks.base import make_task
 
-__all__ = ['cost_of', 'draw_band', 'learning_curve', 'optimum_of', 'read_run', 'RunMetrics', 'tasks_of']
+__all__ = [
+    'cost_of', 'draw_band', 'learning_curve', 'optimum_of', 'read_evaluation', 'read_run', 'RunMetrics', 'tasks_of',
+]
 
 MARKERS = 'os^Dv'
 
@@ -145,14 +147,21 @@ def cost_of(workdir: str | pathlib.Path) -> str:
   return make_task(name, **options).cost
 
 
+def read_evaluation(workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Task label -> its result in evaluation.json, as `measure.write_evaluation` writes it; {} where there is none."""
+  path = pathlib.Path(workdir) / 'evaluation.json'
+  nested = json.loads(path.read_text('utf-8')) if path.is_file() else {}
+  return {
+      name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
+  }
+
+
 def optimum_of(workdirs: list[str | pathlib.Path], task: str, cost: str) -> float | None:
   """What the reference called optimal spends on `task`, as evaluation.json of a run says; None if none does."""
-  for path in (pathlib.Path(workdir) / 'evaluation.json' for workdir in workdirs):
-    for family, results in (json.loads(path.read_text('utf-8')) if path.is_file() else {}).items():
-      for size, result in results.items():
-        optimal = result.get('references', {}).get('optimal', {})
-        if task in (family + size, family) and cost in optimal:
-          return optimal[cost]
+  for result in (read_evaluation(workdir).get(task, {}) for workdir in workdirs):
+    optimal = result.get('references', {}).get('optimal', {})
+    if cost in optimal:
+      return optimal[cost]
   return None
 
 

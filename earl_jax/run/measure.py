@@ -43,7 +43,7 @@ def evaluate_policy(
   """
   found = {task.label: problems_of(experiment, task, samples, temperature) for task in tasks}
   problems = [(task, example) for task in tasks for example in found[task.label][0]]
-  outcomes = _play(experiment, params, problems, temperature)
+  outcomes = [outcome for _, part in played(experiment, params, problems, temperature) for outcome in part]
   results = {}
   for task in tasks:
     own = [outcome for (other, _), outcome in zip(problems, outcomes) if other is task]
@@ -66,13 +66,6 @@ def problems_of(
   if everything is not None:
     return everything, True
   return [task.example(experiment.config.seed, 'test', index) for index in range(samples)], False
-
-
-def _play(
-    experiment: Experiment, params: policy.Params, problems: list[tuple[Task, Example]], temperature: float
-) -> list[Outcome]:
-  """One episode of every problem."""
-  return [outcome for _, outcomes in played(experiment, params, problems, temperature) for outcome in outcomes]
 
 
 def played(

@@ -17,7 +17,6 @@ import os
 import pathlib
 import re
 import sys
-import textwrap
 import time
 from typing import Protocol
 import uuid
@@ -26,6 +25,7 @@ import numpy as np
 from tensorboardX import summary
 
 from earl_jax.config import Config, UserError
+from earl_jax.config.fields import one_line
 from earl_jax.run.events import EventFile
 from earl_jax.run.workdir import write_atomically
 
@@ -189,7 +189,7 @@ class MLflow:
     try:
       mlflow.MlflowClient().search_experiments(max_results=1)
     except Exception as error:
-      return f'{mlflow.get_tracking_uri()} does not answer ({_one_line(error)}); set MLFLOW_TRACKING_URI'
+      return f'{mlflow.get_tracking_uri()} does not answer ({one_line(error)}); set MLFLOW_TRACKING_URI'
     finally:
       os.environ.pop(retries)
       os.environ |= {} if before is None else {retries: before}
@@ -260,7 +260,7 @@ class Trackers:
         call(tracker)
       except Exception as error:  # whatever a service comes up with
         del self._trackers[name]
-        print(f'warning: {name} failed ({_one_line(error)}); this run goes on without it, resume to try again',
+        print(f'warning: {name} failed ({one_line(error)}); this run goes on without it, resume to try again',
               file=sys.stderr)
 
 
@@ -275,7 +275,7 @@ def require_trackers(names: Sequence[str]) -> None:
       importlib.import_module(SERVICES[name].module)
     except ImportError as error:
       raise UserError(
-          f"config.trackers={tuple(names)}: {name} cannot be imported ({_one_line(error)}); "
+          f"config.trackers={tuple(names)}: {name} cannot be imported ({one_line(error)}); "
           f"pip install 'earl_jax[{name}]', or leave it out"
       ) from None
     lacking = SERVICES[name].lacks()
@@ -296,7 +296,7 @@ def open_trackers(workdir: pathlib.Path, config: Config, resume_step: int) -> Tr
     except Exception as error:
       Trackers(opened).close()
       raise UserError(
-          f'config.trackers={config.trackers}: {name} could not be opened ({_one_line(error)}); mend that, or leave it '
+          f'config.trackers={config.trackers}: {name} could not be opened ({one_line(error)}); mend that, or leave it '
           'out: the same command goes on from here'
       ) from error
   return Trackers(opened)
@@ -307,7 +307,3 @@ def _run_id(workdir: pathlib.Path) -> str:
   if not path.exists():
     write_atomically(path, uuid.uuid4().hex[:12])
   return path.read_text(encoding='utf-8').strip()
-
-
-def _one_line(error: BaseException) -> str:
-  return textwrap.shorten(f'{type(error).__name__}: {error}', 200, placeholder=' …')

@@ -7,16 +7,18 @@ The answer stands after the last `####`. All tasks share the keys of their insta
 
 import abc
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from earl_jax.config import UserError
+from earl_jax.config import Range, UserError
 from earl_jax.environments.calculator import DECIMALS, INTEGERS, MAX_SYMBOLS, SYMBOLS
 from earl_jax.tasks import base, expressions
 from earl_jax.tasks.base import Call, Example, Instance, Outcome, Task
 
 MAX_NUMBERS = 8
+Digits = Annotated[int, Range(1, 9)]
+Operators = Annotated[int, Range(1, 7)]
 DRAWS = 100_000  # for one problem; of some files nothing can be made
 _ANSWER_LENGTH = 32
 _LIMIT = 10**INTEGERS  # of values: from there on the calculator writes overflow
@@ -182,11 +184,10 @@ class Arithmetic(CalculationTask):
 
   name = 'arithmetic'
 
-  def __init__(self, digits: int = 5, operators: int = 4, test_operators: int = 6, worded: float = 0.1):
-    """Raises UserError for a bad option."""
-    if not isinstance(worded, int | float) or not 0 <= worded <= 1:
-      raise UserError(f'worded={worded!r}: choose a share from 0 to 1')
-    _check_range(digits=(digits, 1, 9), operators=(operators, 1, 7), test_operators=(test_operators, 1, 7))
+  def __init__(
+      self, digits: Digits = 5, operators: Operators = 4, test_operators: Operators = 6,
+      worded: Annotated[float, Range(0, 1)] = 0.1,
+  ):
     self.label = self.name
     if (digits, operators, test_operators) != (5, 4, 6):
       self.label += f'-{digits}x{operators}' + (f'-{test_operators}' if test_operators != operators else '')
@@ -219,9 +220,8 @@ class Countdown(CalculationTask):
   name = 'countdown'
   numbered = 'numbers'
 
-  def __init__(self, numbers: int = 4, digits: int = 4, strict: bool = False):
-    """Raises UserError for a bad option, or where `strict` expressions might not fit into the calculator."""
-    _check_range(numbers=(numbers, 2, MAX_NUMBERS), digits=(digits, 1, 9))
+  def __init__(self, numbers: Annotated[int, Range(2, MAX_NUMBERS)] = 4, digits: Digits = 4, strict: bool = False):
+    """Raises UserError where `strict` expressions might not fit into the calculator."""
     longest = numbers * digits + numbers - 1 + 2 * (numbers - 2)
     if strict and longest >= MAX_SYMBOLS:
       raise UserError(
@@ -266,9 +266,7 @@ class Count(CalculationTask):
   name = 'count'
   environments = ()
 
-  def __init__(self, digits: int = 20):
-    """Raises UserError for a bad option."""
-    _check_range(digits=(digits, 1, 3 * len(_THOUSANDS)))
+  def __init__(self, digits: Annotated[int, Range(1, 3 * len(_THOUSANDS))] = 20):
     self.label = self.name + ('' if digits == 20 else f'-{digits}digits')
     self._digits = digits
 
@@ -282,9 +280,3 @@ class Count(CalculationTask):
     written = in_words(number) if rng.random() < 0.9 else str(number)
     user = f'How often does the digit {digit} occur in the number {written}? Give the number after ####.'
     return Problem(f'{digit} {number}', user, str(str(number).count(str(digit))))
-
-
-def _check_range(**options: tuple[Any, int, int]) -> None:
-  for name, (value, lowest, highest) in options.items():
-    if not isinstance(value, int) or not lowest <= value <= highest:
-      raise UserError(f'{name}={value!r}: choose a whole number from {lowest} to {highest}')

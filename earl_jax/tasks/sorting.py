@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import itertools
 import math
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from earl_jax.config import UserError
+from earl_jax.config import Range
 from earl_jax.environments.hidden_items import HiddenItems, ITEMS, MAX_ITEMS
 from earl_jax.tasks import base, sorting_algorithms
 from earl_jax.tasks.base import Call, Column, Example, Instance, Outcome, Task
@@ -23,6 +23,8 @@ from earl_jax.tasks.base import Call, Column, Example, Instance, Outcome, Task
 _ENUMERATED_MAX = 5  # items; 240 problems of 5, 1440 of 6
 _LOWEST, _HIGHEST = -99, 999  # hidden values
 _SPLIT_MIN = 3  # items, from which on order has enough texts for two splits: n = 2 has 8, n = 3 has 672
+Items = Annotated[int, Range(2, MAX_ITEMS)]
+Direction = Literal['both', 'ascending', 'descending']
 _DIRECTIONS = {'both': (False, True), 'ascending': (False,), 'descending': (True,)}  # -> allowed `descending`
 _NAMES = tuple(item.description.strip() for item in ITEMS)
 
@@ -32,12 +34,7 @@ class _ItemTask(Task):
 
   numbered = 'n'
 
-  def __init__(self, n: int, direction: str = 'both'):
-    """Raises UserError for a bad `n` or `direction`."""
-    if not isinstance(n, int) or not 2 <= n <= MAX_ITEMS:
-      raise UserError(f'n={n!r}: choose a number of items from 2 to {MAX_ITEMS}')
-    if direction not in _DIRECTIONS:
-      raise UserError(f'direction={direction!r}: choose one of {", ".join(_DIRECTIONS)}')
+  def __init__(self, n: Items, direction: Direction = 'both'):
     self.n = n
     self.label = f'{self.name}{n}' + ('' if direction == 'both' else f'-{direction}')
     self._directions = _DIRECTIONS[direction]
@@ -103,11 +100,10 @@ class Sort(_ItemTask):
   cost = 'comparisons'
   proof = 'certified'
 
-  def __init__(self, n: int, direction: str = 'both', efficiency: str = 'certified'):
-    """Raises UserError for a bad `n`, `direction` or `efficiency`."""
+  def __init__(
+      self, n: Items, direction: Direction = 'both', efficiency: Literal['certified', 'released'] = 'certified'
+  ):
     super().__init__(n, direction)
-    if efficiency not in ('certified', 'released'):
-      raise UserError(f'efficiency={efficiency!r}: choose certified or released')
     self._released = efficiency == 'released'
     if self._released:
       self.label += '-released'
@@ -232,8 +228,7 @@ class Compare(_ItemTask):
   cost = 'comparisons'
   reads_text = True
 
-  def __init__(self, n: int = 2):
-    """Raises UserError for a bad `n`."""
+  def __init__(self, n: Items = 2):
     super().__init__(n)
     self._directions = (False,)  # it asks for none
 

@@ -105,7 +105,7 @@ def test_number_of_items(fails, tmp_path, model, n):
       'from earl_jax import config as c\ndef get_config():\n  config = c.default_config()\n'
       f"  config.curriculum = (c.stage(('sort', {{'n': {n}}}, 1.0)),)\n  return config\n"
   )
-  assert f'n={n}: choose a number of items from 2 to 8' in fails(
+  assert f'n={n}: choose a whole number from 2 to 8' in fails(
       train, f'--config={path}', f'--config.model={model}', f'--workdir={tmp_path / "run"}'
   )
 

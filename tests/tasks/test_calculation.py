@@ -12,6 +12,7 @@ import pytest
 from earl_jax.config import UserError
 from earl_jax.environments import calculator
 from earl_jax.tasks import expressions
+from earl_jax.tasks.base import make_task
 from earl_jax.tasks.calculation import Arithmetic, Count, Countdown, in_words
 
 TASKS = [Arithmetic(), Arithmetic(2, 2, 2), Countdown(), Countdown(3, 1), Count(), Count(4)]
@@ -156,8 +157,8 @@ def test_share_of_training_problems_in_words():
 
 @pytest.mark.parametrize('worded', [-0.1, 1.5, 'half', None])
 def test_a_share_is_from_0_to_1(worded):
-  with pytest.raises(UserError, match='worded=.*choose a share from 0 to 1'):
-    Arithmetic(worded=worded)
+  with pytest.raises(UserError, match="task 'arithmetic': worded=.*(choose a number from 0 to 1|expected a number)"):
+    make_task('arithmetic', worded=worded)
 
 
 def test_strict_is_a_rule_of_the_calculator_alone():
@@ -219,9 +220,9 @@ def test_what_is_not_finished_is_worth_nothing(task):
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda: Arithmetic(digits=0), 'digits=0: choose a whole number from 1 to 9'),
-    (lambda: Countdown(numbers=9), 'numbers=9: choose a whole number from 2 to 8'),
-    (lambda: Count(digits=1.5), 'digits=1.5: choose a whole number from 1 to 21'),
+    (lambda: make_task('arithmetic', digits=0), 'digits=0: choose a whole number from 1 to 9'),
+    (lambda: make_task('countdown', numbers=9), 'numbers=9: choose a whole number from 2 to 8'),
+    (lambda: make_task('count', digits=22), 'digits=22: choose a whole number from 1 to 21'),
 ])
 def test_bad_options(make, message):
   with pytest.raises(UserError, match=re.escape(message)):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from earl_jax.config import UserError
-from earl_jax.tasks.base import random_generator, split_of
+from earl_jax.tasks.base import make_task, random_generator, split_of
 from earl_jax.tasks.sorting import Compare, Order, Sort
 
 TASKS = [Sort(4), Sort(2, 'descending'), Order(3), Order(5, 'ascending'), Compare(2), Compare(6)]
@@ -190,13 +190,13 @@ def test_problems(n, direction, number):
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda: Sort(1), 'n=1: choose a number of items from 2 to 8'),
-    (lambda: Order(9), 'n=9: choose'),
-    (lambda: Compare('3'), "n='3': choose"),
-    (lambda: Sort(4.0), 'n=4.0: choose'),
-    (lambda: Sort(True), 'n=True: choose'),
-    (lambda: Sort(4, 'up'), "direction='up': choose one of both, ascending, descending"),
-    (lambda: Sort(4, efficiency='best'), "efficiency='best': choose certified or released"),
+    (lambda: make_task('sort', n=1), "task 'sort': n=1: choose a whole number from 2 to 8"),
+    (lambda: make_task('order', n=9), "task 'order': n=9: choose"),
+    (lambda: make_task('compare', n='3'), "task 'compare': n='3': expected a whole number"),
+    (lambda: make_task('sort', n=4.0), "task 'sort': n=4.0: expected a whole number"),
+    (lambda: make_task('sort', n=True), "task 'sort': n=True: expected a whole number"),
+    (lambda: make_task('sort', n=4, direction='up'), "task 'sort': direction='up': choose one of both, ascending"),
+    (lambda: make_task('sort', n=4, efficiency='best'), "task 'sort': efficiency='best': choose one of certified, rel"),
     (lambda: Sort(4).example(0, 'dev', 0), "split='dev': choose one of train, test"),
     (lambda: Sort(4).example(-1, 'test', 0), 'seed=-1, index=0: use numbers from 0 on'),
 ])
