@@ -41,9 +41,9 @@ def test_scores_a_known_policy(run, monkeypatch):
   """Outcomes made by hand: averages, and the exact match that the interval is about."""
   experiment, _ = run
   task = Sort(2)
-  monkeypatch.setattr(measure, '_play', lambda experiment, params, problems, temperature: [
+  monkeypatch.setattr(measure, 'played', lambda experiment, params, problems, temperature: [(None, [
       Outcome(1.0, i % 4 != 0, {'comparisons': float(i % 2), 'certified': 0.0}) for i in range(len(problems))
-  ])
+  ])])
   result = measure.evaluate_policy(experiment, None, [task], samples=100, temperature=1.0)['sort2']
   assert result['exact_match'] == 0.75 and result['comparisons'] == 0.5 and result['count'] == 100
   assert result['interval'] == measure.wilson_interval(75, 100)
