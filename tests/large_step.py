@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from earl_jax.acting import scoring
 from earl_jax.config import AlgorithmConfig, Config, RolloutConfig, Stage
 from earl_jax.devices import sharding
 from earl_jax.learning import reference
@@ -62,6 +63,7 @@ def beginnings(params) -> dict[str, np.ndarray]:
 
 
 def main(tokenizer: str, out: str) -> None:
+  scoring.MOST_AT_ONCE = 16  # decisions at a time, of 32: what a batch of many rows shows
   experiment = build(tokenizer)
   config, mesh, model = experiment.config, experiment.mesh, experiment.model
   began = time.monotonic()

@@ -44,8 +44,8 @@ def test_it_trains(facts):
 @pytest.mark.slow
 @pytest.mark.parametrize('program', ['update', 'reference'])
 def test_no_buffer_holds_the_vocabulary_for_every_slot(facts, program):
-  """Arrays with an axis for the vocabulary have, besides, the hidden axis of the embedding or the 16 slots of a chunk
-  of the one row; the response has 32."""
+  """Arrays with an axis for the vocabulary have, besides, the hidden axis of the embedding or the 16 decisions of a
+  chunk; the response has 32 slots."""
   rest = facts['vocabulary_buffers'][program]
   assert facts['hidden_size'] in rest and 16 in rest
   assert [size for size in rest if 16 < size != facts['hidden_size']] == []
