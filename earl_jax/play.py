@@ -26,9 +26,8 @@ from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.config import Config, UserError
 from earl_jax.config.paths import local_path
-from earl_jax.devices.sharding import row_shards
 from earl_jax.model import tokenizer as tokenizer_lib
-from earl_jax.run import cli
+from earl_jax.run import cli, measure
 from earl_jax.run.episodes import decisions, visible
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.instances import instance_fields, side_by_side
@@ -74,7 +73,7 @@ def main(values: flags.FlagValues) -> None:
   config = read_config(workdir)
   cli.prepare_jax(config)
   if values.human:
-    experiment = prepare_again(workdir, config)
+    experiment, _ = prepare_again(workdir, config)
   else:
     experiment, params, step = load(workdir, config)
   experiment, problem = find_problem(experiment, values)
@@ -119,10 +118,7 @@ def policy_plays(
     experiment: Experiment, params, problem: Problem, temperature: float
 ) -> tuple[Trajectory, Iterator[tuple[str, bool]]]:
   """An episode of the policy, and the lines that tell of it, each with whether a reader may want to stop there."""
-  count = row_shards(experiment.mesh)  # every device has one
-  prompts = experiment.encode_prompts([problem.task] * count, [problem.example] * count)
-  decoding, key = experiment.decoding(temperature=temperature), jax.random.key(experiment.config.seed)
-  trajectory = experiment.rollout(params, prompts, np.arange(count), key, decoding=decoding)
+  trajectory = measure.play_one(experiment, params, problem.task, problem.example, temperature)
   with jax.set_mesh(experiment.mesh):
     # Greedy decoding records what was likely at temperature 1.
     scoring = dataclasses.replace(experiment.scoring, temperature=temperature or 1.0)

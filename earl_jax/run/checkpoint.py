@@ -230,7 +230,7 @@ def _parts(state: PyTree) -> dict[str, PyTree]:
 
 def _sums(parts: dict[str, PyTree]) -> dict[str, int]:
   """A checksum of each. Orbax detects files cut short, but not a flipped bit in the array data."""
-  return {name: int(_sum_bits(part)) for name, part in parts.items()}
+  return {name: int(total) for name, total in _sum_each(parts).items()}
 
 
 def _sum_text(meta: Meta) -> int:
@@ -247,6 +247,12 @@ def _sum_bits(state: PyTree) -> jax.Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
     total += jnp.sum(jax.lax.bitcast_convert_type(x, unsigned), dtype=jnp.uint32)
   return total
+
+
+@jax.jit
+def _sum_each(parts: dict[str, PyTree]) -> dict[str, jax.Array]:
+  """`_sum_bits` of every part, in one program."""
+  return {name: _sum_bits(part) for name, part in parts.items()}
 
 
 def keep_reference(workdir: str | os.PathLike, step: int, params: PyTree) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from earl_jax.acting import policy
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.config import UserError
-from earl_jax.devices import processes
+from earl_jax.devices import processes, sharding
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.rewards import mean_metrics
 from earl_jax.run.workdir import write_atomically
@@ -82,6 +82,16 @@ def played(
     if not np.all(np.isfinite(processes.whole(trajectory.log_probs))):
       raise UserError('the policy is broken: its log-probabilities are not finite; use an earlier checkpoint')
     yield trajectory, experiment.outcomes(*zip(*batch), trajectory)
+
+
+def play_one(
+    experiment: Experiment, params: policy.Params, task: Task, example: Example, temperature: float
+) -> Trajectory:
+  """One episode of one problem, in row 0; the others are there because every device has one."""
+  count = sharding.row_shards(experiment.mesh)
+  prompts = experiment.encode_prompts([task] * count, [example] * count)
+  decoding, key = experiment.decoding(temperature=temperature), jax.random.key(experiment.config.seed)
+  return experiment.rollout(params, prompts, np.arange(count), key, decoding=decoding)
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -21,8 +21,8 @@ from earl_jax.tasks.base import environments_of, Task, task_of_label
 __all__ = ['find_tasks', 'load', 'prepare_again', 'with_lengths', 'with_room']
 
 
-def prepare_again(workdir: str | os.PathLike, config: Config) -> Experiment:
-  """The experiment of a run, on the devices that there are here.
+def prepare_again(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, pathlib.Path]:
+  """The experiment of a run, on the devices that there are here, and the folder of the model it began with.
 
   Modules of its tasks and environments are also looked for where training found them.
 
@@ -32,24 +32,25 @@ def prepare_again(workdir: str | os.PathLike, config: Config) -> Experiment:
   look_in_modules(workdir)
   rows = math.gcd(config.rollout.prompts, config.rollout.chunk, config.algorithm.micro_batch)
   mesh = sharding.fitting_mesh(config.mesh, rows)
-  return prepare(config, model_folder(config), mesh)
+  folder = model_folder(config)
+  return prepare(config, folder, mesh), folder
 
 
 def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy.Params, int]:
-  """What `prepare_again` gives, the parameters of the newest checkpoint and how many steps they were trained.
+  """The experiment of `prepare_again`, the parameters of the newest checkpoint and how many steps they were trained.
 
   The optimizer's state is not read, nor the model that the run began with, unless that is part of the policy.
 
   Raises:
     UserError: no checkpoint, or none that is readable, or the newest was written under another config.
   """
-  experiment = prepare_again(workdir, config)
+  experiment, folder = prepare_again(workdir, config)
   shapes = abstract_params(config, experiment.model, experiment.interface)
   trained, frozen = policy.split(sharding.placed(experiment.mesh, shapes))
   if frozen:
     places = jax.tree.map(lambda x: x.sharding, frozen['model'])
     dtype = str(shapes['model']['embedding'].dtype)
-    frozen = {'model': hf.load_params(model_folder(config), experiment.model, places, dtype)}
+    frozen = {'model': hf.load_params(folder, experiment.model, places, dtype)}
   with Checkpointer(workdir, read_only=True, frozen=frozen) as checkpointer:
     restored = checkpointer.restore(trained, part='params')
   if restored is None:

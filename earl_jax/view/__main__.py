@@ -66,8 +66,8 @@ def draw_pictures(workdir: pathlib.Path, experiment, params) -> list[pathlib.Pat
   curve, episode = (workdir / 'pictures' / name for name in ('learning_curve.png', 'trajectory.png'))
   learning_curve({workdir.name: [workdir]}, curve)
   task = experiment.goal[-1]
-  problem = task, task.example(experiment.config.seed, 'test', 0)
-  played, _ = next(measure.played(experiment, params, [problem], temperature=0.0))
+  example = task.example(experiment.config.seed, 'test', 0)
+  played = measure.play_one(experiment, params, task, example, temperature=0.0)
   draw_episode(experiment, played, 0, episode)
   return [curve, episode]
 
