@@ -24,12 +24,10 @@ from earl_jax.run.collect import collect
 from earl_jax.run.experiment import Experiment, prepare
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
+from tests import benchmark
 from tests import core_fixtures as core
-from tests.run import tiny
 
-sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
-import hlo  # noqa: E402
-import programs  # noqa: E402
+hlo, programs = benchmark.load('hlo'), benchmark.load('programs')
 
 CONFIG = dict(  # of the checkpoint
     model_type='qwen2', vocab_size=151_936, hidden_size=896, intermediate_size=4_864, num_hidden_layers=24,

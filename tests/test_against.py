@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,19 +11,14 @@ from earl_jax.environments.compare import Compare
 from earl_jax.environments.swap import Swap
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.experiment import EMBEDDED
-from tests.run import tiny
+from tests import benchmark
 
 VALUES = (49, 930, 49)
 
 
 @pytest.fixture(scope='module')
 def episode():
-  sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
-  try:
-    import python_environments
-    yield python_environments.episode
-  finally:
-    sys.path.remove(str(tiny.ROOT / 'benchmarks'))
+  return benchmark.load('python_environments').episode
 
 
 @pytest.fixture(scope='module')

@@ -1,21 +1,15 @@
 """The fuzzer counts what it finds and goes on where it was; and what it plays in large numbers, in small ones."""
 
 import json
-import sys
 
 import pytest
 
-from tests.run import tiny
+from tests import benchmark
 
 
 @pytest.fixture(scope='module')
 def fuzz():
-  sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
-  try:
-    import fuzz
-    yield fuzz
-  finally:
-    sys.path.remove(str(tiny.ROOT / 'benchmarks'))
+  return benchmark.load('fuzz')
 
 
 def test_a_row_is_resumed_and_counts_what_it_finds(fuzz, tmp_path, monkeypatch, capsys):

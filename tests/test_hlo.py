@@ -1,10 +1,8 @@
 """Reading compiled text: what counts how often, by hand."""
 
-import sys
-
 import pytest
 
-from tests.run import tiny
+from tests import benchmark
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -48,12 +46,7 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
 
 @pytest.fixture(scope='module')
 def hlo():
-  sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
-  try:
-    import hlo
-    yield hlo
-  finally:
-    sys.path.remove(str(tiny.ROOT / 'benchmarks'))
+  return benchmark.load('hlo')
 
 
 def test_collectives_count_as_often_as_they_run(hlo):

@@ -7,20 +7,14 @@ import sys
 import pytest
 
 from earl_jax.config import AlgorithmConfig, RolloutConfig
+from tests import benchmark
 from tests import core_fixtures as core
 from tests.run import tiny
-
-BENCHMARKS = tiny.ROOT / 'benchmarks'
 
 
 @pytest.fixture(scope='module')
 def throughput():
-  sys.path.insert(0, str(BENCHMARKS))
-  try:
-    import throughput
-    yield throughput
-  finally:
-    sys.path.remove(str(BENCHMARKS))
+  return benchmark.load('throughput')
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +78,7 @@ def test_mistakes_are_one_line(throughput, arguments, message, capsys):
 def test_on_a_cpu_it_gives_times_and_no_utilisation(tmp_path):
   out = tmp_path / 'facts.json'
   process = subprocess.run(
-      [sys.executable, str(BENCHMARKS / 'throughput.py'), '--size=tiny', '--prompts=2', '--group=4', '--response=24',
+      [sys.executable, 'benchmarks/throughput.py', '--size=tiny', '--prompts=2', '--group=4', '--response=24',
        '--micro_batch=4', '--dtype=float32', '--remat=none', '--repeats=2', f'--out={out}'],
       cwd=tiny.ROOT, capture_output=True, text=True,
   )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from earl_jax.config import UserError
+from earl_jax.environments import host
 from earl_jax.tasks.base import Example, Outcome, Task
 
 __all__ = ['checked', 'mean_metrics']
@@ -16,7 +17,7 @@ TAKEN = frozenset(
     'step stage seconds tokens tokens_per_second reward exact_match zero_reward_groups unfinished loss entropy kl '
     'approx_kl clip_fraction gradient_norm broken_updates decisions response_length calls invalid_calls count '
     'enumerated interval solved sampled references'.split()
-)
+) | {f'host_{name}' for name in host.COUNTS}
 
 
 def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:

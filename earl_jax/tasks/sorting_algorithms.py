@@ -1,7 +1,6 @@
 """What classical algorithms spend to sort hidden items: reference rows for evaluation tables. Host side only.
 
-Every algorithm takes `ranks`, distinct integers in their current order, and returns (comparisons, swaps) it spends to
-bring them into ascending order. For descending order negate the ranks.
+Every algorithm brings `Items` into ascending order of their ranks, distinct integers. For descending order negate them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,73 +11,58 @@ import numpy as np
 
 from earl_jax.config import UserError
 
-__all__ = ['insertion_sort', 'merge_sort', 'optimal', 'sorting_network', 'table', 'trace']
+__all__ = ['insertion_sort', 'Items', 'merge_sort', 'optimal', 'sorting_network', 'spent', 'table', 'trace']
 
 OPTIMAL_MAX = 5  # 4231 partial orders of 5 items; of 6 items there are 130023
 
 
 class Items:
-  """Hidden items: an algorithm learns about them by `less` alone and moves them by `swap` alone. Both are counted."""
+  """Hidden items: an algorithm learns about them by `less` alone and moves them by `swap` alone.
+
+  `steps` has both in their order, as ('compare' or 'swap', item, item); items are named by where they were at first.
+  """
 
   def __init__(self, ranks: Sequence[int]):
     self.ranks = list(ranks)
-    self.comparisons = 0
-    self.swaps = 0
+    self.steps = []
+    self._names = list(range(len(ranks)))
 
   def __len__(self) -> int:
     return len(self.ranks)
 
   def less(self, i: int, j: int) -> bool:
     """Is the item at position i smaller than the one at j?"""
-    self.comparisons += 1
+    self.steps.append(('compare', self._names[i], self._names[j]))
     return self.ranks[i] < self.ranks[j]
 
   def swap(self, i: int, j: int) -> None:
-    self.swaps += 1
-    self.ranks[i], self.ranks[j] = self.ranks[j], self.ranks[i]
+    self.steps.append(('swap', self._names[i], self._names[j]))
+    for row in (self.ranks, self._names):
+      row[i], row[j] = row[j], row[i]
 
 
-def _counted(sort: Callable[[Items], None]) -> Callable[[Sequence[int]], tuple[int, int]]:
-  """Turns an algorithm on `Items` into a function ranks -> (comparisons, swaps)."""
-
-  @functools.wraps(sort)
-  def count(ranks: Sequence[int]) -> tuple[int, int]:
-    if len(set(ranks)) < len(ranks):
-      raise UserError(f'ranks={list(ranks)}: equal ranks; give each item a rank of its own')
-    items = Items(ranks)
-    sort(items)
-    return items.comparisons, items.swaps
-
-  return count
+Algorithm = Callable[[Items], None]
 
 
-def trace(sort: Callable[[Sequence[int]], tuple[int, int]], ranks: Sequence[int]) -> list[tuple[str, int, int]]:
-  """What an algorithm of this module does, step by step: ('compare' or 'swap', item, item).
+def trace(sort: Algorithm, ranks: Sequence[int]) -> list[tuple[str, int, int]]:
+  """What an algorithm does to sort items of these ranks: `Items.steps`.
 
-  Items are named by where they were at first.
+  Raises:
+    UserError: equal ranks.
   """
-  items = _Traced(ranks)
-  sort.__wrapped__(items)
+  if len(set(ranks)) < len(ranks):
+    raise UserError(f'ranks={list(ranks)}: equal ranks; give each item a rank of its own')
+  items = Items(ranks)
+  sort(items)
   return items.steps
 
 
-class _Traced(Items):
-
-  def __init__(self, ranks: Sequence[int]):
-    super().__init__(ranks)
-    self.places, self.steps = list(range(len(ranks))), []
-
-  def less(self, i: int, j: int) -> bool:
-    self.steps.append(('compare', self.places[i], self.places[j]))
-    return super().less(i, j)
-
-  def swap(self, i: int, j: int) -> None:
-    self.steps.append(('swap', self.places[i], self.places[j]))
-    self.places[i], self.places[j] = self.places[j], self.places[i]
-    super().swap(i, j)
+def spent(sort: Algorithm, ranks: Sequence[int]) -> tuple[int, int]:
+  """(comparisons, swaps) of an algorithm; raises as `trace` does."""
+  kinds = [kind for kind, _, _ in trace(sort, ranks)]
+  return kinds.count('compare'), kinds.count('swap')
 
 
-@_counted
 def optimal(items: Items) -> None:
   """The decision tree with the fewest comparisons on average, then the fewest swaps. At most 5 items.
 
@@ -124,7 +108,6 @@ def _decision_tree(n: int):
   return orders, less, tree
 
 
-@_counted
 def merge_sort(items: Items) -> None:
   """Top-down merge sort. The order is found first, then made with the fewest swaps."""
 
@@ -144,7 +127,6 @@ def merge_sort(items: Items) -> None:
   _arrange(items, ordered(list(range(len(items)))))
 
 
-@_counted
 def insertion_sort(items: Items) -> None:
   """Insertion sort by swaps of neighbours: as many swaps as inversions."""
   for i in range(1, len(items)):
@@ -153,7 +135,6 @@ def insertion_sort(items: Items) -> None:
       i -= 1
 
 
-@_counted
 def sorting_network(items: Items) -> None:
   """Batcher's merge exchange (Knuth, The Art of Computer Programming, 5.2.2 M): compare-exchanges fixed in advance.
 
@@ -198,4 +179,4 @@ def table(permutations: Iterable[Sequence[int]]) -> dict[str, tuple[float, float
   algorithms = [merge_sort, insertion_sort, sorting_network]
   if max(map(len, permutations)) <= OPTIMAL_MAX:
     algorithms.insert(0, optimal)
-  return {sort.__name__: tuple(np.mean([sort(p) for p in permutations], axis=0).tolist()) for sort in algorithms}
+  return {sort.__name__: tuple(np.mean([spent(sort, p) for p in permutations], axis=0).tolist()) for sort in algorithms}

@@ -9,11 +9,9 @@ import sys
 
 from earl_jax.acting import scoring
 from earl_jax.config import MeshConfig
-from tests.run import tiny
+from tests import benchmark
 
-sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
-import collectives  # noqa: E402
-import hlo  # noqa: E402
+collectives, hlo = benchmark.load('collectives'), benchmark.load('hlo')
 
 CHUNK = 32  # decisions scored at a time: several chunks in every micro-batch
 

@@ -22,10 +22,9 @@ from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
 from earl_jax.run import memory
 from earl_jax.run.experiment import model_folder, prepare
-from tests.run import tiny
+from tests import benchmark
 
-sys.path.insert(0, str(tiny.ROOT / 'benchmarks'))
-import programs  # noqa: E402
+programs = benchmark.load('programs')
 
 
 def write_model(folder: pathlib.Path, size: int) -> None:

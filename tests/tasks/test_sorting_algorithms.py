@@ -27,21 +27,33 @@ def least_swaps(ranks):
   return len(ranks) - cycles
 
 
+def replayed(ranks, steps):
+  """The ranks after the swaps of a trace, which names items by where they were at first."""
+  row = list(range(len(ranks)))
+  for kind, first, second in steps:
+    if kind == 'swap':
+      i, j = row.index(first), row.index(second)
+      row[i], row[j] = row[j], row[i]
+  return [ranks[item] for item in row]
+
+
 @pytest.mark.parametrize('algorithm', ALGORITHMS, ids=lambda a: a.__name__)
 @pytest.mark.parametrize('n', range(6))
 def test_sorts_every_permutation(algorithm, n):
   for ranks in itertools.permutations(range(n)):
     items = sorting_algorithms.Items(ranks)
-    algorithm.__wrapped__(items)
+    algorithm(items)
     assert items.ranks == sorted(ranks)
-    assert algorithm(ranks) == (items.comparisons, items.swaps)
+    kinds = [kind for kind, _, _ in items.steps]
+    assert sorting_algorithms.spent(algorithm, ranks) == (kinds.count('compare'), kinds.count('swap'))
+    assert replayed(ranks, sorting_algorithms.trace(algorithm, ranks)) == sorted(ranks)
 
 
 @pytest.mark.parametrize('algorithm', ALGORITHMS[1:], ids=lambda a: a.__name__)
 @given(ranks=st.lists(st.integers(), unique=True, max_size=20))
 def test_sorts_any_distinct_integers(algorithm, ranks):
   items = sorting_algorithms.Items(ranks)
-  algorithm.__wrapped__(items)
+  algorithm(items)
   assert items.ranks == sorted(ranks)
 
 
@@ -56,16 +68,16 @@ def test_optimal_means(n, comparisons, swaps):
 @given(ranks=st.lists(st.integers(), unique=True, max_size=12))
 def test_swaps(ranks):
   inversions = sum(a > b for a, b in itertools.combinations(ranks, 2))
-  assert sorting_algorithms.insertion_sort(ranks)[1] == inversions
-  assert sorting_algorithms.merge_sort(ranks)[1] == least_swaps(ranks)
+  assert sorting_algorithms.spent(sorting_algorithms.insertion_sort, ranks)[1] == inversions
+  assert sorting_algorithms.spent(sorting_algorithms.merge_sort, ranks)[1] == least_swaps(ranks)
   if len(ranks) <= 5:
-    assert sorting_algorithms.optimal(ranks)[1] == least_swaps(ranks)
+    assert sorting_algorithms.spent(sorting_algorithms.optimal, ranks)[1] == least_swaps(ranks)
 
 
 @pytest.mark.parametrize('n, size', [(2, 1), (3, 3), (4, 5), (5, 9), (6, 12), (7, 16), (8, 19)])
 def test_network_size_is_fixed_and_smallest(n, size):
-  network = sorting_algorithms.sorting_network
-  assert network(range(n))[0] == network(range(n, 0, -1))[0] == size
+  for ranks in (range(n), range(n, 0, -1)):
+    assert sorting_algorithms.spent(sorting_algorithms.sorting_network, ranks)[0] == size
 
 
 @pytest.mark.parametrize('n', range(6, 9))
@@ -73,7 +85,7 @@ def test_network_sorts_all_zero_one_inputs(n):
   """The zero-one principle: then it sorts everything."""
   for bits in itertools.product((0, 1), repeat=n):
     items = sorting_algorithms.Items(bits)
-    sorting_algorithms.sorting_network.__wrapped__(items)
+    sorting_algorithms.sorting_network(items)
     assert items.ranks == sorted(bits)
 
 
@@ -85,8 +97,8 @@ def test_table_leaves_out_what_cannot_sort_all():
 
 def test_bad_input():
   with pytest.raises(UserError, match='6 items'):
-    sorting_algorithms.optimal(range(6))
+    sorting_algorithms.trace(sorting_algorithms.optimal, range(6))
   with pytest.raises(UserError, match='equal ranks'):
-    sorting_algorithms.merge_sort([1, 1])
+    sorting_algorithms.trace(sorting_algorithms.merge_sort, [1, 1])
   with pytest.raises(UserError, match='none given'):
     sorting_algorithms.table([])
