@@ -31,6 +31,7 @@ from earl_jax.run import cli, measure
 from earl_jax.run.episodes import decisions, visible
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.instances import instance_fields, side_by_side
+from earl_jax.run.rewards import references
 from earl_jax.run.samples import options_of
 from earl_jax.run.saved import find_tasks, load, prepare_again, with_lengths
 from earl_jax.run.workdir import read_config
@@ -243,7 +244,7 @@ def _scored(problem: Problem, outcome: Outcome) -> str:
     return '\nnothing scores a question of your own'
   spent = '  '.join(f'{name.replace("_", " ")} {value:g}' for name, value in outcome.metrics.items())
   lines = [f'\nreward {outcome.reward:.3f}  exact match {"yes" if outcome.exact_match else "no"}  {spent}']
-  for name, others in problem.task.references([problem.example]).items():
+  for name, others in references(problem.task, [problem.example]).items():
     lines.append(f'{name.replace("_", " ")}: ' + '  '.join(f'{key} {value:g}' for key, value in others.items()))
   return '\n'.join(lines)
 

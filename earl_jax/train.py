@@ -16,6 +16,7 @@ samples/, checkpoints/ and, at the end, evaluation.json.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import sys
@@ -169,7 +170,8 @@ def begin_or_resume(
   step, state, meta = restored
   require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)
   progress = Progress.from_meta(config, step, meta)
-  if config.algorithm.kl and any(stage.imitate for stage in config.curriculum[: progress.curriculum.stage]):
+  stages = config.curriculum[: progress.curriculum.stage + 1]
+  if config.algorithm.kl and any(a.imitate and not b.imitate for a, b in itertools.pairwise(stages)):
     learner.refer_to(restore_reference(workdir, step, learner.abstract.params))
   return progress, state, meta.get('metrics')
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+import weakref
 
 import chex
 import jax
@@ -19,7 +20,7 @@ from earl_jax.acting.scoring import score
 from earl_jax.config import UserError
 from earl_jax.learning import reference
 from earl_jax.learning.batches import Split
-from earl_jax.run import collect, memory, metrics
+from earl_jax.run import collect, learner, memory, metrics
 from earl_jax.run.experiment import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
@@ -286,7 +287,7 @@ def test_no_compilation_after_warm_up(config, tmp_path, monkeypatch):
   assert sum('update_step' in name for name in built) == 1
 
 
-def test_reference_scores_and_kl(model, tmp_path):
+def test_reference_scores_and_kl(model, tmp_path, monkeypatch):
   config_changes = {'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'steps': 2}
   config = tiny.parsed(model, **config_changes)
   experiment, params = set_up(config)
@@ -311,8 +312,21 @@ def test_reference_scores_and_kl(model, tmp_path):
 
   waiting = reference.keep(params, jax.tree.map(lambda x: x.sharding, params), on_host=True)
   assert {x.sharding.memory_kind for x in jax.tree.leaves(waiting)} == {'pinned_host'}
+  copies, log_probs, update_step = [], reference.log_probs, learner.update_step
+
+  def scored(params, *args, **kwargs):
+    copies.append([weakref.ref(x) for x in jax.tree.leaves(params)])
+    return log_probs(params, *args, **kwargs)
+
+  def updated(*args, **kwargs):
+    assert not any(copy() for copy in copies[-1])  # the update has the room
+    return update_step(*args, **kwargs)
+
+  monkeypatch.setattr(learner.Learner, 'compile_beside', lambda self: None)
+  monkeypatch.setattr(learner.reference_lib, 'log_probs', scored)
+  monkeypatch.setattr(learner, 'update_step', updated)
   train.train(tiny.parsed(model, **config_changes, **{'algorithm.reference_on_host': True}), tmp_path / 'host')
-  assert tiny.read_metrics(tmp_path / 'host') == lines
+  assert tiny.read_metrics(tmp_path / 'host') == lines and len(copies) == 2
 
 
 def wait_for_steps(child, workdir, count, limit=120):

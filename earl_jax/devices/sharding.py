@@ -1,6 +1,7 @@
 """Mesh, logical axis rules, and the shardings of everything that lives on it."""
 
 from collections.abc import Callable
+import contextlib
 import math
 from typing import Any
 
@@ -66,11 +67,12 @@ def fitting_mesh(config: MeshConfig, rows: int) -> Mesh:
     rows: which have to be shared out evenly, over some of the devices if need be.
   """
   devices = all_devices()
-  try:
-    return make_mesh(config, devices)
-  except UserError:
-    count = math.gcd(rows, len(devices))
-    return make_mesh(MeshConfig(data=1, fsdp=count, tensor=1), devices[:count])
+  with contextlib.suppress(UserError):
+    mesh = make_mesh(config, devices)
+    if rows % row_shards(mesh) == 0:
+      return mesh
+  count = math.gcd(rows, len(devices))
+  return make_mesh(MeshConfig(data=1, fsdp=count, tensor=1), devices[:count])
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -122,7 +122,8 @@ class Experiment:
     length = self.config.rollout.prompt_length
     tokens = np.full((len(examples), length), self.tokenizer.pad_token_id or 0, np.int32)
     start = np.zeros(len(examples), np.int32)
-    first = {task.label: examples[row] for row, task in reversed(list(enumerate(tasks)))}
+    rows = {task.label: row for row, task in reversed(list(enumerate(tasks)))}
+    first = {label: examples[row] for label, row in rows.items()}  # these alone are made
     instance = {
         key: np.zeros((len(examples), *value.shape), value.dtype)
         for key, value in instance_fields(self.first_examples | first).items()

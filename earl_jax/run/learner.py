@@ -86,6 +86,7 @@ class Learner:
         scores = processes.place(np.zeros(trajectory.tokens.shape, np.float32), rows)
       else:
         scores = reference_lib.log_probs(reference, trajectory, split, scoring=self._experiment.scoring)
+      del reference  # of one kept on the host, this is a copy: its room is the update's
       batch = Batch(trajectory, advantages, scores, imitate)
       state, metrics = update_step(state, batch, split, self._frozen, **self._updating)
     return state, jax.device_get(metrics)

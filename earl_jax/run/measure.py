@@ -15,7 +15,7 @@ from earl_jax.acting.trajectory import Trajectory
 from earl_jax.config import UserError
 from earl_jax.devices import processes, sharding
 from earl_jax.run.experiment import Experiment
-from earl_jax.run.rewards import mean_metrics
+from earl_jax.run.rewards import mean_metrics, references
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import all_problems, Column, Example, Outcome, Task
 
@@ -113,9 +113,8 @@ def is_solved(tasks: list[Task], results: Results) -> bool:
 def add_references(experiment: Experiment, tasks: list[Task], results: Results, samples: int) -> None:
   """Adds to the greedy results what the tasks compare a policy with, on the same problems."""
   for task in tasks:
-    references = task.references(problems_of(experiment, task, samples)[0])
-    if references:
-      results[task.label]['references'] = references
+    if found := references(task, problems_of(experiment, task, samples)[0]):
+      results[task.label]['references'] = found
 
 
 def columns_of(tasks: list[Task]) -> list[Column]:

@@ -1,4 +1,4 @@
-"""What a task gives for an episode, looked at before anything is learned from it."""
+"""What a task gives, looked at before anything is learned from it or written down."""
 
 from collections.abc import Sequence
 import numbers
@@ -10,7 +10,7 @@ from earl_jax.config import UserError
 from earl_jax.environments import host
 from earl_jax.tasks.base import Example, Outcome, Task
 
-__all__ = ['checked', 'mean_metrics']
+__all__ = ['checked', 'mean_metrics', 'references']
 
 # What a run itself says of steps, episodes and evaluations, under names that no metric of a task may take.
 TAKEN = frozenset(
@@ -27,13 +27,9 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
     UserError: it is no Outcome, or one of its numbers is none, or is not finite, or has a name of the run's own.
   """
   def number(name: str, value: Any) -> float:
-    plain = value.item() if hasattr(value, 'item') and np.size(value) == 1 else value
-    if not isinstance(plain, numbers.Real) or not np.isfinite(plain):
-      raise UserError(
-          f'task {task.label}: outcome() gives {name}={value!r} for the problem {example.user[:200]!r}; give a finite '
-          'number'
-      )
-    return plain
+    return _finite(
+        value, f'task {task.label}: outcome() gives {name}={value!r} for the problem {example.user[:200]!r}'
+    )
 
   if not isinstance(outcome, Outcome):
     raise UserError(f'task {task.label}: outcome() gives {outcome!r:.200}; give a tasks.base.Outcome')
@@ -46,6 +42,28 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
       float(number('reward', outcome.reward)), bool(number('exact_match', outcome.exact_match)),
       {name: number(f'metrics[{name!r}]', value) for name, value in outcome.metrics.items()},
   )
+
+
+def references(task: Task, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+  """`task.references`, its numbers as Python's own.
+
+  Raises:
+    UserError: one of them is none, or is not finite.
+  """
+  return {
+      name: {
+          metric: float(_finite(value, f'task {task.label}: references() gives {metric}={value!r} of {name!r}'))
+          for metric, value in spent.items()
+      }
+      for name, spent in task.references(examples).items()
+  }
+
+
+def _finite(value: Any, told: str) -> float:
+  plain = value.item() if hasattr(value, 'item') and np.size(value) == 1 else value
+  if not isinstance(plain, numbers.Real) or not np.isfinite(plain):
+    raise UserError(f'{told}; give a finite number')
+  return plain
 
 
 def mean_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:

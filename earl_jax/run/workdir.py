@@ -49,7 +49,8 @@ def claim_workdir(
 ) -> None:
   """Makes `workdir` this run's folder, or checks that it already is.
 
-  Writes config.json and versions.json at first use and leaves them unchanged afterwards.
+  Writes config.json and versions.json. Those of a run that is resumed are what it goes on with: programs that read the
+  run have the lengths of now, not those that it began with.
 
   Args:
     workdir: created if need be.
@@ -64,16 +65,17 @@ def claim_workdir(
   workdir = pathlib.Path(workdir).absolute()
   require_writable(workdir)
   begun = (workdir / 'checkpoints').is_dir() and any((workdir / 'checkpoints').iterdir())
-  path = workdir / 'config.json'
-  if path.exists() or begun:
-    _require_equal(path, dataclasses.asdict(read_config(workdir)), dataclasses.asdict(config), CHANGEABLE)
-  else:
-    _write_json(path, dataclasses.asdict(config))
-  path = workdir / 'versions.json'
-  if path.exists() or begun:
-    _require_equal(path, _read_json(path), versions)
-  else:
-    _write_json(path, versions)
+  now = {'config.json': dataclasses.asdict(config), 'versions.json': versions}
+  before = {}
+  if begun or (workdir / 'config.json').exists():
+    before['config.json'] = dataclasses.asdict(read_config(workdir))
+  if begun or (workdir / 'versions.json').exists():
+    before['versions.json'] = _read_json(workdir / 'versions.json')
+  for name, stored in before.items():
+    _require_equal(workdir / name, stored, now[name], CHANGEABLE if name == 'config.json' else ())
+  for name, value in now.items():
+    if name not in before or _flatten(before[name]) != _flatten(value):
+      _write_json(workdir / name, value)
   if modules:
     _write_json(workdir / 'modules.json', modules)
 

@@ -9,6 +9,7 @@ from earl_jax.config import UserError
 from earl_jax.run import measure
 from earl_jax.run.episodes import Decision, decisions
 from earl_jax.run.experiment import Experiment
+from earl_jax.run.rewards import references
 from earl_jax.tasks.base import all_problems, Outcome, Task
 
 __all__ = ['calls', 'decision_trees']
@@ -98,8 +99,8 @@ def _rows(task: Task, problems: list, outcomes: list[Outcome]) -> list[dict[str,
   exact = float(np.mean([outcome.exact_match for outcome in outcomes]))
   worst = max(outcome.metrics[task.cost] for outcome in outcomes)
   rows = [{'name': 'policy', 'means': {'exact match': exact} | means, 'worst': worst}]
-  alone = [task.references([problem]) for problem in problems]
-  for name, spent in task.references(problems).items():
+  alone = [references(task, [problem]) for problem in problems]
+  for name, spent in references(task, problems).items():
     worst = max((one[name][task.cost] for one in alone if task.cost in one.get(name, {})), default=None)
     rows.append({'name': name.replace('_', ' '), 'means': spent, 'worst': worst})
   return rows

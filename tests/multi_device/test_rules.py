@@ -53,12 +53,13 @@ def test_few_key_value_heads_are_replicated():
   assert shardings['q']['kernel'].spec == PartitionSpec(None, 'fsdp', 'tensor', None)
 
 
-@pytest.mark.parametrize('rows, sizes', [(8, (1, 8, 1)), (12, (1, 4, 1)), (7, (1, 1, 1))])
-def test_a_mesh_for_devices_other_than_the_run_had(monkeypatch, rows, sizes):
+@pytest.mark.parametrize('mesh, rows, sizes', [
+    ((1, 3, 1), 8, (1, 8, 1)), ((1, 3, 1), 12, (1, 4, 1)), ((1, 3, 1), 7, (1, 1, 1)),  # eight are no multiple of three
+    ((-1, 2, 2), 8, (2, 2, 2)), ((-1, 1, 1), 8, (8, 1, 1)),  # as it is
+    ((-1, 2, 2), 6, (1, 2, 1)), ((-1, 1, 1), 4, (1, 4, 1)), ((-1, 1, 1), 7, (1, 1, 1)),  # too few rows for all
+])
+def test_a_mesh_for_devices_other_than_the_run_had(monkeypatch, mesh, rows, sizes):
   monkeypatch.setattr(sharding, 'all_devices', lambda: list(range(8)))
-  made = []
-  monkeypatch.setattr(sharding.jax, 'make_mesh', lambda sizes, *_, devices, **__: made.append((sizes, len(devices))))
-  sharding.fitting_mesh(MeshConfig(1, 3, 1), rows)
-  sharding.fitting_mesh(MeshConfig(-1, 2, 2), rows)  # fits
-  count = sizes[0] * sizes[1]
-  assert made == [(sizes, count), ((2, 2, 2), 8)]
+  monkeypatch.setattr(sharding.jax, 'make_mesh', lambda sizes, *_, devices, **__: abstract_mesh(*sizes))
+  found = sharding.fitting_mesh(MeshConfig(*mesh), rows)
+  assert tuple(found.shape.values()) == sizes and rows % sharding.row_shards(found) == 0

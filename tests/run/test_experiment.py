@@ -10,8 +10,9 @@ from earl_jax.action_space import ActionSpec, EnvironmentSpec
 from earl_jax.config import Range, stage, UserError
 from earl_jax.environments.compare import Compare
 from earl_jax.environments.hidden_items import ITEMS
+from earl_jax.run import experiment as experiment_lib
 from earl_jax.run.experiment import prepare
-from earl_jax.run.problems import draw
+from earl_jax.run.problems import draw, Examples
 from earl_jax.tasks.base import Example, make_task
 from earl_jax.tasks.sorting import Order, Sort
 from tests import core_fixtures as core
@@ -104,6 +105,19 @@ def test_every_batch_has_the_instance_keys_of_all_tasks(model):
   task, other = Sort(4), batches[0].prompts  # one that is not the run's
   single = experiment.encode_prompts([task] * 4, [task.example(0, 'test', index) for index in range(4)])
   assert shapes(single) == shapes(other)
+
+
+def test_of_several_processes_each_makes_its_own_problems(model, monkeypatch):
+  experiment = prepared(model, [('sort', {'n': 2}), ('sort', {'n': 3})])
+  made, tasks = [], [Sort(2), Sort(3), Sort(2), Sort(2)]
+
+  def make(row):
+    made.append(row)
+    return tasks[row].example(0, 'train', row)
+
+  monkeypatch.setattr(experiment_lib.processes, 'held_rows', lambda shards, count: np.array([3]))
+  experiment.encode_prompts(tasks, Examples(make, 4))
+  assert sorted(made) == [0, 1, 3]  # the first of every task, and its own
 
 
 def test_a_key_in_two_shapes(model):

@@ -1,10 +1,12 @@
-"""What a task may give for an episode."""
+"""What a task may give for an episode, and to compare a policy with."""
+
+import json
 
 import numpy as np
 import pytest
 
 from earl_jax.config import UserError
-from earl_jax.run.rewards import checked, mean_metrics
+from earl_jax.run.rewards import checked, mean_metrics, references
 from earl_jax.tasks.base import Example, Outcome
 from earl_jax.tasks.sorting import Sort
 
@@ -29,6 +31,23 @@ def test_what_is_no_number(outcome, told):
   with pytest.raises(UserError, match=rf"task sort2: outcome\(\) gives {told}.* for the problem 'Sort A, B.'") as error:
     checked(Sort(2), EXAMPLE, outcome)
   assert '\n' not in str(error.value)
+
+
+class Compared(Sort):
+
+  def references(self, examples):
+    spent = {'comparisons': np.sum([len(examples), 2]), 'swaps': np.float32(0.5)}
+    return {'a_loop': spent, 'luck': {'swaps': self.luck}}
+
+
+def test_references_are_plain_numbers():
+  task = Compared(2)
+  task.luck = 1
+  found = references(task, [EXAMPLE])
+  assert json.loads(json.dumps(found)) == found == {'a_loop': {'comparisons': 3, 'swaps': 0.5}, 'luck': {'swaps': 1}}
+  task.luck = float('nan')
+  with pytest.raises(UserError, match=r"task sort2: references\(\) gives swaps=nan of 'luck'; give a finite number"):
+    references(task, [EXAMPLE])
 
 
 def test_what_is_no_outcome():

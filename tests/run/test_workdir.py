@@ -36,8 +36,14 @@ def test_claim(tmp_path):
   assert curriculum[0]['tasks'] == [['sort', {'n': 2}, 1.0], ['sort', {'n': 3}, 2.0]]
   assert json.loads((workdir / 'versions.json').read_text()) == {'compare': 1}
   before = (workdir / 'config.json').read_bytes()
-  claim_workdir(workdir, dataclasses.replace(CONFIG, steps=200), {'compare': 1})
+  claim_workdir(workdir, CONFIG, {'compare': 1})
   assert (workdir / 'config.json').read_bytes() == before
+  resumed = dataclasses.replace(CONFIG, steps=200)
+  with pytest.raises(UserError, match='versions.json: compare was 1'):  # a run that is refused changes nothing
+    claim_workdir(workdir, resumed, {'compare': 2})
+  assert (workdir / 'config.json').read_bytes() == before
+  claim_workdir(workdir, resumed, {'compare': 1})
+  assert plain(read_config(workdir)) == plain(resumed)  # what it goes on with
   assert {path.name for path in workdir.iterdir()} == FILES
 
 
