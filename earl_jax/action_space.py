@@ -61,7 +61,13 @@ def encode_action(encode: Encode, spec: ActionSpec) -> list[int]:
 
 
 def _require_distinct(spec: EnvironmentSpec, first: dict[ActionSpec, int]) -> None:
-  """Actions whose rows start alike would start equally likely: the model's knowledge could not tell them apart."""
+  """Raises UserError where an action is there twice, or the rows of two start alike.
+
+  These would start equally likely: the model's knowledge could not tell them apart.
+  """
+  if len(set(spec.actions)) < len(spec.actions):
+    twice = max(spec.actions, key=spec.actions.count)
+    raise UserError(f'environment {spec.name!r}: its action {twice.description!r} is there twice; name each once')
   seen = {}
   for action in spec.actions:
     other = seen.setdefault(first[action], action)

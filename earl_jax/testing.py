@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.acting import batched
-from earl_jax.action_space import ActionSpace, LANGUAGE
+from earl_jax.action_space import ActionSpace
 from earl_jax.config import UserError
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.base import Environment
@@ -63,15 +63,14 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
 
   Raises:
     AssertionError: it does not.
-    UserError: it cannot be found or built.
+    UserError: it cannot be found or built, or its actions do not suit a tokenizer.
   """
   kind = environments_base.find(environment)
   made = kind(_encode)
   bound = getattr(made, 'max_observation', None)
   _require(isinstance(bound, int), f'{kind.__name__}: __init__ sets no max_observation')
   _require(isinstance(made.version, int) and made.version >= 1, f'{kind.__name__}: version is no number from 1 on')
-  space = ActionSpace(tokenizer_lib.vocabulary_size(_tokenizer()), [made.spec], _encode)
-  _require(len(space.environment_actions[0]) == len(made.spec.actions), f'{kind.__name__}: an action is named twice')
+  ActionSpace(tokenizer_lib.vocabulary_size(_tokenizer()), [made.spec], _encode)
   _require(len(instances) > 0, 'give at least one instance')
   reached = np.zeros(len(made.spec.actions), bool)
   for instance in instances:
@@ -192,8 +191,8 @@ def check_task(
       split: [task.example(seed, split, index) for index in range(examples)] for split in ('train', 'test')
   }
   _check_examples(task, drawn, seed)
-  carry_out, example = _Player(task, interface), drawn['test'][0]
-  start = carry_out.start(example)
+  example = drawn['test'][0]
+  _, start = _carried_out(task, interface, example, [])
   for text in HOSTILE_TEXTS:
     _check_outcome(task, example, start, text)
   for split, index in (('train', 0), ('train', examples - 1), ('test', 0), ('test', examples - 1)):
@@ -202,7 +201,9 @@ def check_task(
       steps = solve(example) if solve else task.demonstration(seed, split, index, 0)
     except UserError:
       break  # it has no solver
-    _require(carry_out(example, steps).exact_match, f'{task.label}: {split} {index} is not solved by {steps}')
+    text, states = _carried_out(task, interface, example, steps)
+    outcome = task.outcome(example.instance, states, text, True)
+    _require(outcome.exact_match, f'{task.label}: {split} {index} is not solved by {steps}')
   _check_problems(task)
 
 
@@ -259,41 +260,17 @@ def _check_problems(task: Task) -> None:
       _require(finite, f'{task.label}: the reference {name} is not finite')
 
 
-class _Player:
-  """Carries out demonstrations through the expanded interface, without a model."""
-
-  def __init__(self, task: Task, interface: ExpandedInterface):
-    self._task, self._interface = task, interface
-    self._offered = np.ones((1, interface.space.num_environments), bool)
-    self._reset = jax.jit(functools.partial(batched.reset, interface))
-    self._act = jax.jit(functools.partial(batched.act, interface, np.ones(1, bool)))
-    self._legal = jax.jit(jax.vmap(interface.legal))
-
-  def start(self, example: Example) -> dict[str, Any]:
-    """The hidden states before the first step."""
-    return self._first_row(self._begin(example))
-
-  def __call__(self, example: Example, steps: list[str | Call]) -> Outcome:
-    space, environment, written = self._interface.space, jnp.full(1, LANGUAGE, jnp.int32), []
-    states = self._begin(example)
-    for action in self._interface.script(steps, _encode):
-      legal = np.asarray(self._legal(environment, states, self._offered))[0]
-      allowed = environment[0] == LANGUAGE if action < space.vocab_size else legal[action - space.vocab_size]
-      _require(bool(allowed), f'{self._task.label}: {steps} takes an action that is not legal')
-      action = jnp.full(1, action, jnp.int32)
-      effect = self._act(environment, states, offered=self._offered, action=action)
-      written += effect.tokens[0, : effect.length[0]].tolist()
-      states, environment = effect.states, effect.environment
-    _require(int(environment[0]) == LANGUAGE, f'{self._task.label}: {steps} ends inside an environment')
-    text = _tokenizer().decode(written)
-    return self._task.outcome(example.instance, self._first_row(states), text, True)
-
-  def _begin(self, example: Example) -> dict[str, Any]:
-    instance = {name: np.asarray(x)[None] for name, x in example.instance.items()}
-    return self._reset(instance, self._offered)
-
-  def _first_row(self, states: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(lambda x: np.asarray(x)[0], states)
+def _carried_out(
+    task: Task, interface: ExpandedInterface, example: Example, steps: list[str | Call]
+) -> tuple[str, dict[str, Any]]:
+  """The text and the hidden states that a demonstration leads to, through the expanded interface."""
+  instance = {name: np.asarray(x)[None] for name, x in example.instance.items()}
+  offered, script = np.ones(interface.space.num_environments, bool), interface.script(steps, _encode)
+  try:
+    [tokens], states = batched.carried_out(interface, instance, offered, [script], task.label)
+  except UserError as error:
+    raise AssertionError(f'{error}: {steps}') from None
+  return _tokenizer().decode(tokens), jax.tree.map(lambda x: np.asarray(x)[0], states)
 
 
 @functools.cache

@@ -54,6 +54,11 @@ def test_no_environment():
   assert space.descriptions.shape == (1, 1) and space.description_lengths.tolist() == [0]  # a gather needs a row
 
 
+def test_an_action_that_is_there_twice():
+  with pytest.raises(UserError, match="environment 'twice': its action ' B' is there twice; name each once"):
+    ActionSpace(VOCAB, [EnvironmentSpec('twice', ActionSpec(' compare'), (A, B, IS_EVEN, B))], encode)
+
+
 def test_action_without_tokens():
   with pytest.raises(UserError, match="action '-': the tokenizer gives no token for it; describe it in other words"):
     ActionSpace(VOCAB, [EnvironmentSpec('dash', ActionSpec(' compare'), (ActionSpec('-'),))], encode)

@@ -6,10 +6,11 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
-from earl_jax import evaluate
-from earl_jax.config import UserError
+from earl_jax import evaluate, train
+from earl_jax.config import stage, UserError
 from earl_jax.devices import sharding
 from earl_jax.learning import update
 from earl_jax.run import checkpoint, cli, saved
@@ -129,3 +130,15 @@ def test_room_within_the_positions_of_the_model(run):
   assert saved.with_room(experiment, tasks, 2, None).config.rollout.response_length == 90 - 56
   with pytest.raises(UserError, match='--response_length=35: .* beyond the 90 positions'):
     saved.with_room(experiment, tasks, 2, 35)
+
+
+@pytest.mark.parametrize('interface', ['expanded', 'tagged'])
+def test_a_run_without_environments(run, tmp_path, monkeypatch, interface):
+  """Language alone: nothing to route to, no rows of a head, nothing to rewrite."""
+  curriculum = (stage(('count', {'digits': 2}, 1.0)),)
+  changes = {'interface': interface, 'steps': 2, 'curriculum': curriculum, 'rollout.prompt_length': 96}
+  config = tiny.parsed(run[1].model, **changes)
+  train.train(config, tmp_path)
+  lines = tiny.read_metrics(tmp_path)
+  assert [line['calls'] for line in lines] == [0, 0] and all(np.isfinite(line['loss']) for line in lines)
+  assert evaluate_in((tmp_path,), monkeypatch, '--samples=4') == 0

@@ -15,12 +15,13 @@ import numpy as np
 
 from earl_jax.acting.masked import where_rows
 from earl_jax.action_space import LANGUAGE
+from earl_jax.config import UserError
 from earl_jax.devices.sharding import BATCH
 from earl_jax.environments import host
 from earl_jax.environments.host import HostState, OnHost
 from earl_jax.interfaces.expanded import Effect, ExpandedInterface, States
 
-__all__ = ['act', 'reset', 'written']
+__all__ = ['act', 'carried_out', 'reset']
 
 FEWEST = 16  # rows that are handed to the host at least, where there are so many
 
@@ -34,7 +35,7 @@ def reset(
     offered: bool[B, R]; a host environment is asked where it is offered.
     was: final states of the episodes that these repeat: what they know of host environments is not asked again.
   """
-  states = jax.vmap(interface.reset)(instance)
+  states = jax.vmap(interface.reset, axis_size=len(offered))(instance)
   asked, known = _hosts(interface, was)
   if asked:
     needed = jnp.any(offered[:, jnp.array(list(asked)) - 1], axis=1)
@@ -64,32 +65,57 @@ def act(
   return jax.vmap(interface.act)(environment, _remembered(interface, states, deciding), offered, action)
 
 
-_act = jax.jit(act, static_argnames='interface')  # compiled once for all tasks of a run
-
-
-def written(
-    interface: ExpandedInterface, instance: dict[str, jax.Array], offered: jax.Array, scripts: list[list[int]]
-) -> list[list[int]]:
-  """The tokens that stand there once scripts are carried out, what environments write among them. No model is asked.
+def carried_out(
+    interface: ExpandedInterface, instance: dict[str, jax.Array], offered: jax.Array, scripts: list[list[int]],
+    label: str,
+) -> tuple[list[list[int]], States]:
+  """What demonstrations lead to: the tokens that stand there, and hidden states [B, …]. No model is asked.
 
   Args:
     instance: leaves [B, …].
     offered: bool[R], environments that all rows offer.
     scripts: the action ids of each row.
+    label: of the task whose demonstrations these are.
+
+  Raises:
+    UserError: a decision is not legal where it comes, or one ends inside an environment.
   """
+  names = ['language', *(spec.name for spec in interface.space.specs)]
   lengths = np.array([len(script) for script in scripts])
   instance, offered = jax.tree.map(jnp.asarray, instance), jnp.tile(jnp.asarray(offered), (len(scripts), 1))
   states, environment = reset(interface, instance, offered), jnp.full(len(scripts), LANGUAGE, jnp.int32)
   tokens = [[] for _ in scripts]
   for i in range(max(lengths)):
-    deciding = jnp.asarray(i < lengths)
+    deciding = i < lengths
     action = jnp.array([script[i] if i < len(script) else 0 for script in scripts], jnp.int32)
-    effect = _act(interface, deciding, environment, states, offered=offered, action=action)
-    environment, states = effect.environment, effect.states
+    allowed, effect = _decide(interface, jnp.asarray(deciding), environment, states, offered, action)
+    for row in np.flatnonzero(deciding & ~np.asarray(allowed)):
+      raise UserError(
+          f'task {label}: decision {i + 1} of a demonstration is not legal in {names[int(environment[row])]}; mend '
+          'what demonstration() gives'
+      )
+    environment, states = where_rows(
+        jnp.asarray(deciding), (effect.environment, effect.states), (environment, states)
+    )
     new, counts = np.asarray(effect.tokens), np.asarray(effect.length)
     for row in np.flatnonzero(deciding):
       tokens[row] += new[row, : counts[row]].tolist()
-  return tokens
+  for inside in np.asarray(environment)[np.asarray(environment) != LANGUAGE]:
+    raise UserError(f'task {label}: a demonstration ends inside {names[inside]}; mend what demonstration() gives')
+  return tokens, states
+
+
+@functools.partial(jax.jit, static_argnames='interface')  # compiled once for all tasks of a run
+def _decide(
+    interface: ExpandedInterface, deciding: jax.Array, environment: jax.Array, states: States, offered: jax.Array,
+    action: jax.Array,
+) -> tuple[jax.Array, Effect]:
+  """Whether actions int32[B] are legal, and what they do."""
+  legal = jnp.pad(jax.vmap(interface.legal)(environment, states, offered), ((0, 0), (0, 1)))
+  expanded = jnp.maximum(action - interface.space.vocab_size, 0)
+  allowed = jnp.take_along_axis(legal, expanded[:, None], axis=1)[:, 0]
+  allowed = jnp.where(action < interface.space.vocab_size, environment == LANGUAGE, allowed)
+  return allowed, act(interface, deciding, environment, states, offered=offered, action=action)
 
 
 def _hosts(interface: ExpandedInterface, was: States | None) -> tuple[dict[int, OnHost], dict[int, OnHost]]:

@@ -20,7 +20,7 @@ from earl_jax.model import lora, transformer
 BLOCK = 128  # entries of the vocabulary whose probabilities are added up first
 
 # {'model': decoder parameters, 'adapters': those of `lora`, if any, 'expanded_head': float32[E, D], absent where it is
-# tied}
+# tied or there are no actions}
 Params = dict
 
 
@@ -30,7 +30,9 @@ def init_params(model: dict, space: ActionSpace, tied: bool = False) -> Params:
   Args:
     tied: there is no head of its own; an action's row stays that of the token.
   """
-  return {'model': model} if tied else {'model': model, 'expanded_head': _token_rows(model, space)}
+  if tied or not space.num_expanded:
+    return {'model': model}
+  return {'model': model, 'expanded_head': _token_rows(model, space)}
 
 
 def _token_rows(model: dict, space: ActionSpace) -> jax.Array:

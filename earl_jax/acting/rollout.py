@@ -35,13 +35,15 @@ class Fork(NamedTuple):
   Attributes:
     rows: int32[B'], those of a batch that go on anew.
     slots: int32[B'], the slot of the first decision that is another.
-    route: int32[K], the decisions that are forced there.
+    route: int32[K], the decisions that are forced there; K is that of the longest route, whichever is taken.
+    route_length: int32[], how many of them.
     real: bool[B'], the row counts; others only fill the shape up.
   """
 
   rows: jax.Array
   slots: jax.Array
   route: jax.Array
+  route_length: jax.Array
   real: jax.Array
 
 
@@ -101,7 +103,7 @@ def resume(
   prompt = decoder.hide(take_rows(memory.prompt, fork.rows, count), first)
   written = take_rows(decoder.by_row(decoding.model, memory.cache), fork.rows)
   response = decoder.hide(decoder.cached_parts(written), first - length)
-  forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, len(fork.route)))
+  forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, fork.route_length))
   rows = Rows(
       first=first, start=old.start, keys=_row_keys(key, fork.rows), offered=prompts.offered, replay=forced,
       before=tuple(zip(prompt, response)),

@@ -5,6 +5,7 @@ Axes: B rows, T slots, P slots of the prompt, D hidden, V vocabulary, E expanded
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import chex
@@ -109,7 +110,7 @@ def score_choices(params: policy.Params, hidden: jax.Array, choices: Choices, sc
 
   def score_rows(heads, hidden, choices):
     shape = hidden.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, choices))
+    flat = jax.tree.map(lambda x: x.reshape(math.prod(shape), *x.shape[2:]), (hidden, choices))
     order = jnp.argsort(flat[1].actions < 0, stable=True)  # decisions first
     size = min(chunk_size(scoring), len(order))
     order = jnp.pad(order, (0, -len(order) % size), mode='edge')

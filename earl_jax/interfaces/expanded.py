@@ -49,6 +49,13 @@ class ExpandedInterface:
   def __init__(self, vocab_size: int, environments: Sequence[type[Environment]], encode: Encode):
     """Raises UserError where the tokenizer does not suit an environment."""
     self.environments = tuple(environment(encode) for environment in environments)
+    types = {}
+    for env in self.environments:
+      if types.setdefault(env.state_type.__name__, env.state_type) is not env.state_type:
+        raise UserError(
+            f"environment {env.spec.name!r}: another one's state is a class {env.state_type.__name__} too; share that "
+            'class, or name it otherwise'
+        )
     self.space = ActionSpace(vocab_size, [e.spec for e in environments], encode)
     longest = max((e.max_observation for e in self.environments), default=0)
     self.width = self.space.descriptions.shape[1] + longest
@@ -139,7 +146,8 @@ class ExpandedInterface:
       name = env.state_type.__name__
       observation, state, leaves = env.step(states[name], jnp.maximum(local, 0))
       at = place - length
-      seen = observation.tokens[jnp.clip(at, 0, observation.tokens.shape[0] - 1)]
+      last = observation.tokens.shape[0]
+      seen = jnp.append(observation.tokens, 0)[jnp.clip(at, 0, last)]  # of an environment that writes nothing, too
       written = jnp.where((at >= 0) & (at < observation.length), seen, tokens)
       out_tokens = jnp.where(here, written, out_tokens)
       out_length = jnp.where(here, length + observation.length, out_length)

@@ -78,9 +78,9 @@ class TaggedInterface(ExpandedInterface):
     recent = jnp.append(states[_RECENT][1:], action)
     tags = jnp.asarray(self._tags)
     complete = offered & (environment == LANGUAGE) & ((tags == recent) | (tags < 0)).all(axis=1)
-    enters = complete.any()
+    enters, entered = complete.any(), jnp.argmax(jnp.append(False, complete))  # of no environments at all: language
     kept = jnp.where((environment == LANGUAGE) & ~enters, recent, -1)
     return effect._replace(
-        environment=jnp.where(enters, jnp.argmax(complete) + 1, effect.environment).astype(jnp.int32),
+        environment=jnp.where(enters, entered, effect.environment).astype(jnp.int32),
         states=effect.states | {_RECENT: kept},
     )

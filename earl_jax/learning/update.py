@@ -81,13 +81,15 @@ def loss_and_metrics(
   tokens = free & (trajectory.actions < scoring.space.vocab_size)
   kl = losses.kl_k3(scores.vocabulary_log_probs, batch.reference_log_probs)
 
+  ratio = jnp.exp(log_ratio)
+
   def mean(x, mask):
     return jnp.sum(x, where=mask) / total  # what is outside may be anything, NaN included
 
   loss = mean(surrogate, decisions)
   metrics = {
       'entropy': mean(scores.entropy, decisions),
-      'clip_fraction': mean(jnp.abs(jnp.expm1(log_ratio)) > config.clip_low, decisions),
+      'clip_fraction': mean((ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high), decisions),
       'approx_kl': mean(jnp.expm1(log_ratio) - log_ratio, decisions),
   }
   if config.kl:

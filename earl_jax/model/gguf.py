@@ -50,7 +50,7 @@ CUTS: dict[str, list] = {
     ]
     for name, digits in (('qwen2', ''), ('llama-bpe', '{1,3}'))
 }
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # kinds of tokens
 
 
 def is_gguf(path: str | pathlib.Path) -> bool:
@@ -59,24 +59,62 @@ def is_gguf(path: str | pathlib.Path) -> bool:
 
 
 class File:
-  """Tensors by their names in a Hugging Face checkpoint, read as `safetensors.safe_open` has them read."""
+  """A file that is looked through once: of many tokens that takes a second.
 
-  def __init__(self, path: str | pathlib.Path):
-    """Raises UserError where the file cannot be read, or holds a tensor of no known name."""
-    self._where, self._fields = f'model {str(path)!r}', _fields(path)
-    self._architecture = _architecture(path)
-    self._tensors = {
-        self._name(tensor.name): tensor for tensor in _reader(path).tensors if tensor.name != ROPE_FACTORS
-    }
+  Its tensors go by their names in a Hugging Face checkpoint, and are read as `safetensors.safe_open` has them read.
+
+  Attributes:
+    fields: key -> value.
+    stored: the tensors as they are in the file, by their names there.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    """Raises UserError where the file cannot be read to its end."""
+    self._where = f'model {str(path)!r}'
+    try:
+      reader = gguf.GGUFReader(path)
+      self.stored = {tensor.name: tensor for tensor in reader.tensors}
+      for tensor in reader.tensors:
+        tensor.data[-1:].tobytes()  # whether its end is there
+      self.fields = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:  # a dozen kinds: ValueError, IndexError, UnicodeDecodeError, …
+      raise UserError(f'{self._where} is no whole GGUF file ({first_line(error)}); copy it again') from None
+
+  @functools.cached_property
+  def architecture(self) -> str:
+    """Raises UserError where it is not supported."""
+    architecture = self.fields.get('general.architecture')
+    if architecture not in ARCHITECTURES:
+      raise UserError(
+          f'{self._where}: general.architecture={architecture!r}, supported is {", ".join(ARCHITECTURES)}; use a file '
+          'of that kind'
+      )
+    return architecture
+
+  @functools.cached_property
+  def tokens(self) -> list[str]:
+    """The vocabulary, without the rows that fill the embedding up."""
+    tokens, kinds = self.fields['tokenizer.ggml.tokens'], self.fields.get('tokenizer.ggml.token_type', [])
+    count = len(tokens)
+    while count == len(kinds[:count]) and count and kinds[count - 1] == UNUSED:
+      count -= 1
+    return tokens[:count]
+
+  @functools.cached_property
+  def _tensors(self) -> dict[str, gguf.ReaderTensor]:
+    return {self._name(name): tensor for name, tensor in self.stored.items() if name != ROPE_FACTORS}
 
   def keys(self) -> list[str]:
+    """Raises UserError where a tensor has no known name."""
     return list(self._tensors)
 
   def get_slice(self, name: str) -> 'Tensor':
     """The tensor of that name, of which nothing is read yet."""
     tensor, heads = self._tensors[name], None
-    if self._architecture == 'llama' and ('.q_proj.' in name or '.k_proj.' in name):
-      heads = self._fields[f'llama.{SIZES["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]}']
+    if self.architecture == 'llama' and ('.q_proj.' in name or '.k_proj.' in name):
+      heads = self.fields[f'llama.{SIZES["num_attention_heads"]}']
+      if '.k_proj.' in name:  # it is not said where it is as many
+        heads = self.fields.get(f'llama.{SIZES["num_key_value_heads"]}', heads)
     return Tensor(self._where, tensor, heads)
 
   def _name(self, name: str) -> str:
@@ -128,9 +166,22 @@ class Tensor:
 
 
 def open_file(path: str | pathlib.Path) -> File:
-  """The tensors of a file, which is looked through once; raises as `File` does."""
+  """The file, which is looked through once for as long as it does not change.
+
+  Raises:
+    UserError: no such file, or no whole one.
+  """
   path = pathlib.Path(path)
-  return _file(path, _changed(path))
+  try:
+    return _opened(path, path.stat().st_mtime_ns)
+  except OSError as error:
+    raise UserError(f'model {str(path)!r} cannot be read ({error.strerror}); give a GGUF file') from None
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: pathlib.Path, changed: int) -> File:
+  del changed
+  return File(path)
 
 
 def config_fields(path: str | pathlib.Path) -> dict[str, Any]:
@@ -140,15 +191,15 @@ def config_fields(path: str | pathlib.Path) -> dict[str, Any]:
     UserError: no such file or no GGUF, of an architecture not supported, or with positions that are scaled in a way
       that is not.
   """
-  fields, architecture = _fields(path), _architecture(path)
-  shapes = {tensor.name: tensor.shape for tensor in _reader(path).tensors}
-  if 'token_embd.weight' not in shapes:
+  file = open_file(path)
+  fields, architecture = file.fields, file.architecture
+  if 'token_embd.weight' not in file.stored:
     raise UserError(f'model {str(path)!r}: tensor token_embd.weight is missing; copy the file again')
   found = {name: fields.get(f'{architecture}.{key}') for name, key in SIZES.items()}
   return {name: value for name, value in found.items() if value is not None} | {
-      'model_type': architecture, 'vocab_size': int(shapes['token_embd.weight'][1]),
-      'tie_word_embeddings': 'output.weight' not in shapes, 'eos_token_id': _ends(fields),
-  } | _rope(path, fields, architecture)
+      'model_type': architecture, 'vocab_size': int(file.stored['token_embd.weight'].shape[1]),
+      'tie_word_embeddings': 'output.weight' not in file.stored, 'eos_token_id': _ends(fields),
+  } | _rope(path, file)
 
 
 def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
@@ -157,7 +208,8 @@ def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
   Raises:
     UserError: it is no byte-pair encoding with merges, or cuts texts in a way that is not known here.
   """
-  fields, where = _fields(path), f'tokenizer {str(path)!r}'
+  file, where = open_file(path), f'tokenizer {str(path)!r}'
+  fields = file.fields
 
   def field(name, kind):
     value = fields.get(f'tokenizer.{name}')
@@ -173,8 +225,8 @@ def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
   if cut not in CUTS:
     raise UserError(f'{where}: tokenizer.ggml.pre={cut!r}, supported is {", ".join(CUTS)}; use the Hugging Face folder '
                     'of this model')
-  tokens, merges = field('ggml.tokens', list), [tuple(pair.split(' ')) for pair in field('ggml.merges', list)]
-  kinds = field('ggml.token_type', list)
+  merges = [tuple(pair.split(' ')) for pair in field('ggml.merges', list)]
+  kinds, tokens = field('ggml.token_type', list), field('ggml.tokens', list) and file.tokens
   try:
     byte_pairs = models.BPE(
         {token: i for i, token in enumerate(tokens)}, merges, ignore_merges=cut == 'llama-bpe', fuse_unk=False
@@ -204,7 +256,7 @@ def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
 
 def token_ids(path: str | pathlib.Path) -> dict[str, int]:
   """Token -> id, as the file has them."""
-  return {token: i for i, token in enumerate(_fields(path)['tokenizer.ggml.tokens'])}
+  return {token: i for i, token in enumerate(open_file(path).tokens)}
 
 
 def _ends(fields: dict[str, Any]) -> list[int]:
@@ -213,77 +265,21 @@ def _ends(fields: dict[str, Any]) -> list[int]:
   return list(dict.fromkeys(fields[key] for key in keys if key in fields))
 
 
-def _rope(path: str | pathlib.Path, fields: dict[str, Any], architecture: str) -> dict[str, Any]:
+def _rope(path: str | pathlib.Path, file: File) -> dict[str, Any]:
   """rope_scaling, where positions are scaled."""
-  kind = fields.get(f'{architecture}.rope.scaling.type', 'none')
-  factors = [tensor.data for tensor in _reader(path).tensors if tensor.name == ROPE_FACTORS]
+  kind = file.fields.get(f'{file.architecture}.rope.scaling.type', 'none')
   if kind != 'none':
     raise UserError(f'model {str(path)!r}: rope.scaling.type={kind!r}, supported is none; use another file')
-  if not factors:
+  if ROPE_FACTORS not in file.stored:
     return {}
+  factors = file.stored[ROPE_FACTORS].data
   # They are those of config.json's four numbers, worked out. Three of these have always been the same.
-  factor, half = float(np.max(factors[0])), len(factors[0])
-  speed = fields.get(f'{architecture}.{SIZES["rope_theta"]}', 10_000.0) ** (-np.arange(half) / half)
+  factor, half = float(np.max(factors)), len(factors)
+  speed = file.fields.get(f'{file.architecture}.{SIZES["rope_theta"]}', 10_000.0) ** (-np.arange(half) / half)
   low, high, length = LLAMA3.values()
   kept = np.clip((length * speed / (2 * np.pi) - low) / (high - low), 0, 1)
-  if not np.allclose(factors[0], 1 / (kept + (1 - kept) / factor), rtol=1e-3):
+  if not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-3):
     raise UserError(
         f'model {str(path)!r}: {ROPE_FACTORS} is not that of a Llama 3 with {LLAMA3}; use its Hugging Face folder'
     )
   return {'rope_scaling': {'rope_type': 'llama3', 'factor': factor} | LLAMA3}
-
-
-def _architecture(path: str | pathlib.Path) -> str:
-  architecture = _fields(path).get('general.architecture')
-  if architecture not in ARCHITECTURES:
-    raise UserError(
-        f'model {str(path)!r}: general.architecture={architecture!r}, supported is {", ".join(ARCHITECTURES)}; use a '
-        'file of that kind'
-    )
-  return architecture
-
-
-def _fields(path: str | pathlib.Path) -> dict[str, Any]:
-  path = pathlib.Path(path)
-  return _contents(path, _changed(path))
-
-
-def _reader(path: str | pathlib.Path) -> gguf.GGUFReader:
-  path = pathlib.Path(path)
-  return _open(path, _changed(path))
-
-
-def _changed(path: pathlib.Path) -> int:
-  """When the file was changed, for what is remembered of it."""
-  try:
-    return path.stat().st_mtime_ns
-  except OSError as error:
-    raise UserError(f'model {str(path)!r} cannot be read ({error.strerror}); give a GGUF file') from None
-
-
-@functools.lru_cache(maxsize=2)
-def _file(path: pathlib.Path, changed: int) -> File:
-  del changed
-  return File(path)
-
-
-@functools.lru_cache(maxsize=2)
-def _open(path: pathlib.Path, changed: int) -> gguf.GGUFReader:
-  """A file of many tokens takes a second to read, so it is read once."""
-  del changed
-  try:
-    reader = gguf.GGUFReader(path)
-    for tensor in reader.tensors:
-      tensor.data[-1:].tobytes()  # whether its end is there
-    return reader
-  except Exception as error:  # a dozen kinds: ValueError, IndexError, UnicodeDecodeError, …
-    raise UserError(f'model {str(path)!r} is no whole GGUF file ({first_line(error)}); copy it again') from None
-
-
-@functools.lru_cache(maxsize=2)
-def _contents(path: pathlib.Path, changed: int) -> dict[str, Any]:
-  """Key -> value of all fields."""
-  try:
-    return {name: field.contents() for name, field in _open(path, changed).fields.items()}
-  except (ValueError, IndexError) as error:
-    raise UserError(f'model {str(path)!r}: its fields cannot be read ({error}); copy it again') from None

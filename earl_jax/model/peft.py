@@ -20,6 +20,7 @@ PLAIN = {
     'peft_type': 'LORA', 'use_rslora': False, 'use_dora': False, 'fan_in_fan_out': False, 'bias': 'none',
     'rank_pattern': {}, 'alpha_pattern': {}, 'layers_to_transform': None, 'modules_to_save': None,
 }
+BESIDE_THE_BASE = (True, False, 'gaussian', 'eva', 'orthogonal')  # `init_lora_weights` that leave the model what it was
 
 
 def write_adapters(folder: pathlib.Path, adapters: lora.Adapters, config: LoraConfig, base: str) -> None:
@@ -64,8 +65,13 @@ def read_adapters(
   if not isinstance(fields, dict):
     raise UserError(f'{where}: {CONFIG} holds no object; copy it again')
   for name, plain in PLAIN.items():
-    if fields.get(name, plain) not in (plain, plain or None):
+    if fields.get(name, plain) != plain and (fields[name] or plain):  # empty is as good as none
       raise UserError(f'{where}: {CONFIG} has {name}={fields[name]!r}, supported is {plain!r}; use other adapters')
+  if (made := fields.get('init_lora_weights', True)) not in BESIDE_THE_BASE:
+    raise UserError(
+        f'{where}: {CONFIG} has init_lora_weights={made!r}, whose adapters belong beside a changed model; have PEFT '
+        'convert them (path_initial_model_for_weight_conversion)'
+    )
   for name, field, value in (('r', 'rank', config.rank), ('lora_alpha', 'alpha', config.alpha)):
     if fields.get(name) != value:
       raise UserError(

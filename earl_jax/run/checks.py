@@ -90,7 +90,7 @@ def check_prompt(config: Config, label: str, length: int) -> None:
 def check_demonstrations(
     config: Config, stages: Stages, interface: ExpandedInterface, encode: Encode, examples: dict[str, Example]
 ) -> None:
-  """Raises UserError where there is no room for a demonstration that is to be imitated; looks at some.
+  """Raises UserError where a demonstration that is to be imitated is not legal or has no room; looks at some.
 
   Args:
     encode: token ids of a text.
@@ -106,7 +106,7 @@ def check_demonstrations(
         scripts.append(interface.script(steps, encode))
         instances.append(task.example(config.seed, 'train', index).instance)
     offered = interface.offers(environment_names(task))
-    tokens = batched.written(interface, side_by_side(instances, fields), offered, scripts)
+    tokens, _ = batched.carried_out(interface, side_by_side(instances, fields), offered, scripts, task.label)
     slots = 1 + max(map(len, tokens))  # the end of sequence too
     if slots > config.rollout.response_length:
       raise UserError(

@@ -29,7 +29,7 @@ from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts, first_example
 from earl_jax.run.first_params import first_params
-from earl_jax.run.instances import instance_fields
+from earl_jax.run.instances import instance_fields, require_32_bits
 from earl_jax.run.rewards import checked
 from earl_jax.run.worked_example import worked_example
 from earl_jax.tasks.base import environment_names, environments_of, Example, make_task, Outcome, Task
@@ -134,6 +134,7 @@ class Experiment:
       check_prompt(self.config, task.label, len(ids))
       start[row] = length - len(ids)
       tokens[row, start[row]:] = ids
+      require_32_bits(task.label, example.instance)
       for key, value in example.instance.items():
         instance[key][row] = value
     return processes.place(Prompts(tokens, start, instance, self.offered(tasks)), self.rows)

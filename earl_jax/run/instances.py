@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from earl_jax.config import UserError
 from earl_jax.tasks.base import Example, Instance
 
-__all__ = ['form', 'instance_fields', 'side_by_side']
+__all__ = ['form', 'instance_fields', 'require_32_bits', 'side_by_side']
 
 
 def form(value: Any) -> str:
@@ -17,14 +18,27 @@ def form(value: Any) -> str:
   return f'{value.dtype}{list(value.shape)}'
 
 
+def require_32_bits(label: str, instance: Instance) -> None:
+  """Raises UserError where an instance of the task `label` holds what devices do not: they have no wider integers."""
+  for key, value in instance.items():
+    value = np.asarray(value)
+    narrow = jax.dtypes.canonicalize_dtype(value.dtype) if value.dtype.kind in 'biuf' else None
+    if narrow is None or (value.dtype.kind in 'iu' and np.any(value.astype(narrow) != value)):
+      raise UserError(
+          f'task {label}: instance key {key!r} is {value.tolist()!r:.100}, which devices do not hold; give integers of '
+          '32 bits, other numbers, or the bytes of a text'
+      )
+
+
 def instance_fields(examples: dict[str, Example]) -> dict[str, np.ndarray]:
   """Key -> a value of its shape, of these examples by the label of their task.
 
   Raises:
-    UserError: two tasks give a key in different shapes.
+    UserError: two tasks give a key in different shapes, or one gives what does not fit 32 bits.
   """
   fields, givers = {}, {}
   for label, example in examples.items():
+    require_32_bits(label, example.instance)
     for key, value in example.instance.items():
       known = fields.setdefault(key, np.asarray(value))
       if form(known) != form(value):

@@ -81,7 +81,7 @@ class Learner:
     imitate = np.full(len(experience.advantages), stage.imitate)
     advantages, imitate = processes.place((experience.advantages, imitate), rows)
     with jax.set_mesh(self._experiment.mesh):
-      reference = self.reference
+      reference = None if stage.imitate else self.reference  # of what others did it is not asked
       if reference is None:
         scores = processes.place(np.zeros(trajectory.tokens.shape, np.float32), rows)
       else:

@@ -96,15 +96,18 @@ def rewrite(
       prompt_length=config.rollout.prompt_length,
       route_length=experiment.interface.space.description_lengths[choice.environment],
   ))
-  route = np.array(experiment.interface.route(choice.environment), np.int32)
+  routes = [experiment.interface.route(k) for k in range(experiment.interface.space.num_environments)]
+  length = len(routes[choice.environment])
+  route = np.zeros(max(map(len, routes)), np.int32)  # one shape, or the decode loop would be compiled again
+  route[:length] = routes[choice.environment]
   decoding = experiment.decoding(temperature=config.rollout.temperature)
   for first in range(0, len(choice.rows), size):
     real = choice.rows[first : first + size]
     # The last chunk is filled up with a row that is there already, and the filling dropped.
     chunk = np.full(size, choice.rows[first], np.int32)
     chunk[: len(real)] = real
-    fork = Fork(chunk, slots[chunk], route, np.arange(size) < len(real))
-    fork = processes.place(fork._replace(route=()), experiment.rows)._replace(route=route)
+    own = processes.place((chunk, slots[chunk], np.arange(size) < len(real)), experiment.rows)
+    fork = Fork(own[0], own[1], route, np.int32(length), own[2])
     with jax.set_mesh(experiment.mesh):
       new = resume(params, factual[:2], problems.prompts, fork, rollout_key, decoding=decoding)
     outcomes = experiment.outcomes(problems.tasks, problems.examples, new, real // group)

@@ -26,7 +26,7 @@ def worked_example(
     examples: one of every task of the run, by its label.
 
   Raises:
-    UserError: the task has no demonstrations.
+    UserError: the task has no demonstrations, or this one is not legal.
   """
   for index in range(TRIED):
     steps = task.demonstration(seed, 'train', index, 0)
@@ -36,6 +36,7 @@ def worked_example(
   fields = instance_fields(examples | {task.label: example})
   script = interface.script(steps, functools.partial(tokenizer_lib.encode, tokenizer))
   offered = interface.offers(environment_names(task))
-  [tokens] = batched.written(interface, side_by_side([example.instance], fields), offered, [script])
+  instance = side_by_side([example.instance], fields)
+  [tokens], _ = batched.carried_out(interface, instance, offered, [script], task.label)
   answer = task.assistant_start + tokenizer.decode(tokens)
   return f'For example, to "{example.user}" you answer: {answer}'

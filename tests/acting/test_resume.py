@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from earl_jax.acting import rollout
-from earl_jax.acting.replay import force, recorded
+from earl_jax.acting.replay import recorded
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP
@@ -46,7 +46,8 @@ def forks(environment, seed):
   slots = np.array([rng.choice(np.flatnonzero(language[row])) for row in rows])
   slots[1:4] = core.PROMPT, core.PROMPT, np.flatnonzero(language[rows[3]])[-1]
   route = np.array(core.interface().route(environment - 1), np.int32)
-  return rollout.Fork(*(jnp.asarray(x) for x in (rows, slots, route, np.arange(FORKS) < FORKS - 4)))
+  longer = np.append(route, 0)  # filled up, as where routes differ in length
+  return rollout.Fork(*(jnp.asarray(x) for x in (rows, slots, longer, len(route), np.arange(FORKS) < FORKS - 4)))
 
 
 @functools.cache
@@ -54,7 +55,7 @@ def begun_anew(environment, seed):
   """The episodes of `forks` from their prompts on; those that count."""
   fork = forks(environment, seed)
   by_row = jax.tree.map(lambda x: x[fork.rows // core.GROUP], core.prompts(8)[2])
-  replay = force(recorded(remembered()[0].actions[fork.rows], fork.slots), fork.route.tolist())
+  replay = core.force(recorded(remembered()[0].actions[fork.rows], fork.slots), fork.route[:fork.route_length].tolist())
   return counted(fork, rollout.rollout(
       core.params(1), by_row, fork.rows, jax.random.key(seed), replay, decoding=decoding('all rows', group=1)
   ))

@@ -11,7 +11,7 @@ import pytest
 
 from earl_jax.acting import rollout
 from earl_jax.acting.masked import NEGATIVE
-from earl_jax.acting.replay import force, recorded
+from earl_jax.acting.replay import recorded
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP
@@ -188,7 +188,7 @@ def test_replaying_everything_reproduces_the_trajectory():
 
 def test_after_the_forced_action_the_key_decides():
   until, first = core.rewritten()
-  second = core.rewrite(force(recorded(core.rolled_out().actions, until), core.interface().route(0)), key=3)
+  second = core.rewrite(core.force(recorded(core.rolled_out().actions, until), core.interface().route(0)), key=3)
   until = np.asarray(until)
   differs = np.asarray(first.tokens != second.tokens)
   assert differs.any(axis=1).mean() > 0.5
@@ -232,7 +232,7 @@ def test_going_on_with_few_rows_changes_nothing(seed, temperature):
   lengths = np.sort(np.asarray(whole.end))
   assert lengths[-4] > lengths[0], 'rows should end at different times'
   chex.assert_trees_all_close(few, whole, atol=1e-5)
-  replay = force(recorded(whole.actions, jnp.full(ROWS, core.PROMPT + 5)), core.interface().route(1))
+  replay = core.force(recorded(whole.actions, jnp.full(ROWS, core.PROMPT + 5)), core.interface().route(1))
   by_row = jax.tree.map(lambda x: jnp.repeat(x, core.GROUP, axis=0), core.prompts(8)[2])
   rewritten = [
       run(by_row, replay=replay, decoding=dataclasses.replace(decoding, group=1, min_rows=rows)) for rows in (None, 1)

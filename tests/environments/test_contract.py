@@ -1,5 +1,6 @@
 """Every environment in the package keeps to the contract, and the check finds what does not."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from earl_jax.acting import batched
 from earl_jax.action_space import ActionSpec, EnvironmentSpec
 from earl_jax.config import UserError
 from earl_jax.environments import base
 from earl_jax.environments.base import Environment, Observation, observation_table
+from earl_jax.interfaces.expanded import ExpandedInterface
+from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run.experiment import EMBEDDED
 from earl_jax.testing import check_environment
 
 # The union of the keys that the tasks of the package give.
@@ -60,8 +65,64 @@ class Switch(Environment):
     return observation, Lamp((action == 0).astype(jnp.int32)), jnp.bool_(True)
 
 
-def test_another_persons_environment_passes():
-  check_environment(Switch, [{}])
+@functools.cache
+def tokenizer():
+  return tokenizer_lib.load_tokenizer(EMBEDDED)
+
+
+@functools.cache
+def expanded(*kinds):
+  return ExpandedInterface(512, kinds, functools.partial(tokenizer_lib.encode, tokenizer()))
+
+
+class Silent(Switch):
+  """It writes nothing."""
+
+  def __init__(self, encode):
+    self.max_observation = 0
+
+  def step(self, state, action):
+    return Observation(jnp.zeros(0, jnp.int32), jnp.int32(0)), Lamp((action == 0).astype(jnp.int32)), jnp.bool_(True)
+
+
+class Lit(NamedTuple):
+  lit: jax.Array
+
+
+Lit.__name__ = 'Lamp'
+
+
+class Other(Switch):
+  """Its state is another class of the same name."""
+
+  spec = EnvironmentSpec('other', ActionSpec(' look'), (ActionSpec(' on'), ActionSpec(' left')))
+  state_type = Lit
+
+
+@pytest.mark.parametrize('kind, text', [(Switch, ' turn on: 0\n turn left: 1\n'), (Silent, ' turn on turn left')])
+def test_another_persons_environment_passes(kind, text):
+  """And is played, though an instance has nothing in it."""
+  check_environment(kind, [{}])
+  script = [512, 513, 512, 514]  # turn on, turn left
+  [tokens], states = batched.carried_out(expanded(kind), {}, np.ones(1, bool), [script], 'mine')
+  assert tokenizer().decode(tokens) == text
+  assert states['Lamp'].lit.tolist() == [0]
+
+
+@pytest.mark.parametrize('script, told', [
+    ([514], 'decision 1 of a demonstration is not legal in language'),
+    ([5, 512, 5], 'decision 3 of a demonstration is not legal in switch'),
+    ([512, 512], 'decision 2 of a demonstration is not legal in switch'),
+    ([5, 512], 'a demonstration ends inside switch'),
+])
+def test_demonstrations_that_are_not_legal(script, told):
+  with pytest.raises(UserError, match=f'task mine: {told}.*; mend what demonstration.. gives'):
+    batched.carried_out(expanded(Switch), {}, np.ones(1, bool), [[512, 513], script], 'mine')
+
+
+def test_two_states_of_one_name():
+  with pytest.raises(UserError, match="environment 'other': another one's state is a class Lamp too; share that class"):
+    expanded(Switch, Other)
 
 
 class Stuck(Switch):

@@ -12,7 +12,7 @@ import pytest
 from earl_jax.acting import policy, rollout
 from earl_jax.acting.masked import NEGATIVE
 from earl_jax.acting.prompts import Prompts
-from earl_jax.acting.replay import force, Replay
+from earl_jax.acting.replay import Replay
 from earl_jax.acting.rollout import Decoding
 from earl_jax.acting.scoring import score, Scoring
 from earl_jax.acting.trajectory import walk
@@ -57,7 +57,7 @@ def episodes(environment: int, key: int = 0, kind=tagged.TaggedInterface, number
       offered=jnp.asarray(OFFERED),
   )
   nothing = Replay(jnp.full((ROWS, SLOTS), -1, jnp.int32), jnp.zeros(ROWS, jnp.int32))
-  replay = force(nothing, interface(kind).route(environment))
+  replay = core.force(nothing, interface(kind).route(environment))
   trajectory = rollout.rollout(
       params(kind), prompts, jnp.arange(ROWS), jax.random.key(key), replay,
       decoding=Decoding(model=core.MODEL, interface=interface(kind), end_tokens=ENDS, pad=0, slots=SLOTS),

@@ -15,6 +15,7 @@ from earl_jax.run.experiment import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from earl_jax.tasks import sorting_algorithms
+from earl_jax.tasks.base import Call
 from earl_jax.tasks.sorting import Order, Sort
 from tests.run import tiny
 
@@ -82,8 +83,26 @@ def test_no_demonstration_is_left_out(demonstrated):
 
 
 def test_what_is_demonstrated_is_legal(demonstrated):
-  _, _, _, experience = demonstrated
-  assert (experience.trajectory.log_probs > -100).all()
+  experiment, *_, experience = demonstrated
+  trajectory, vocabulary = experience.trajectory, experiment.interface.space.vocab_size
+  decided = trajectory.actions >= 0
+  token = decided & (trajectory.actions < vocabulary)
+  assert trajectory.language[token].all() and token.any()
+  called = decided & ~token
+  assert trajectory.legal[called, trajectory.actions[called] - vocabulary].all() and called.any()
+
+
+class Misled(Order):
+  """Its solver calls what the task does not offer."""
+
+  def demonstration(self, seed, split, index, variant):
+    return [Call('compare', (0, 1)), *super().demonstration(seed, split, index, variant)]
+
+
+def test_a_demonstration_that_is_not_legal(model):
+  misled = f'{__name__}:Misled', {'n': 2}, 1.0
+  with pytest.raises(UserError, match='task order2: decision 1 of a demonstration is not legal in language; mend'):
+    set_up(imitating(model, 'expanded', misled, ('sort', {'n': 2}, 1.0)))
 
 
 @pytest.mark.parametrize('n', [2, 3, 4, 5])

@@ -19,7 +19,7 @@ from earl_jax.learning.batches import Batch, Split
 from tests import core_fixtures as core
 
 ROWS = 8 * core.GROUP
-CONFIG = AlgorithmConfig(entropy=0.02, kl=0.05)
+CONFIG = AlgorithmConfig(entropy=0.02, kl=0.05, clip_high=0.4)
 
 
 @functools.cache
@@ -81,10 +81,10 @@ def slow_loss(params, batch, total):
     masked = np.where(np.append(np.full(vocab, t.language[row, slot]), t.legal[row, slot]), logits, -np.inf)
     p = np.exp(masked - np.logaddexp.reduce(masked))
     ratio = p[action] / np.exp(t.log_probs[row, slot])
-    clipped = np.clip(ratio, 0.8, 1.2)
+    clipped = np.clip(ratio, 1 - CONFIG.clip_low, 1 + CONFIG.clip_high)
     loss = -min(advantage * ratio, advantage * clipped)
     sums['surrogate'] += min(loss, -3 * advantage) if advantage < 0 else loss
-    sums['clip_fraction'] += abs(ratio - 1) > 0.2
+    sums['clip_fraction'] += ratio != clipped
     parts = np.append(p[vocab:], p[:vocab].sum())
     sums['entropy'] -= sum(x * np.log(x) for x in parts if x > 0)
     if action < vocab:

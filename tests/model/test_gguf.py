@@ -108,6 +108,29 @@ def test_tokenizer(tmp_path):
   assert read.decode(prompt) == '<|start|>ab<|end|><|start|>c<|end|> a'
 
 
+def test_rows_that_fill_the_embedding_up_are_no_tokens(tmp_path):
+  """The converter writes a token for each, of the kind UNUSED."""
+  count = len(gguf_files.TOKENS)
+  gguf_files.write(tmp_path / 'm.gguf', gguf_files.random_tensors('qwen2', vocab_size=count + 3), 'qwen2', **{
+      'tokenizer.ggml.tokens': [*gguf_files.TOKENS, *(f'[PAD{count + i}]' for i in range(3))],
+      'tokenizer.ggml.token_type': [3, 3, *[1] * (count - 3), 4, 5, 5, 5],
+  })
+  read = tokenizer.load_tokenizer(tmp_path / 'm.gguf')
+  assert tokenizer.vocabulary_size(read) == len(read) == count
+  assert hf.read_config(tmp_path / 'm.gguf').vocab_size == count + 3
+
+
+def test_as_many_key_heads_as_heads_go_without_saying(tmp_path):
+  tensors = gguf_files.random_tensors('llama', num_key_value_heads=4)
+  read = gguf_files.write(
+      tmp_path / 'm.gguf', tensors, sizes={'num_key_value_heads': 4}, leave_out=['llama.attention.head_count_kv']
+  )
+  config, params = load(tmp_path / 'm.gguf')
+  assert config.num_key_value_heads == 4
+  k = read['model.layers.0.self_attn.k_proj.weight']
+  chex.assert_trees_all_equal(params['layers']['k']['kernel'][0], k.T.reshape(256, 4, 64))
+
+
 def test_tokenizer_of_qwen(tmp_path):
   """The vocabulary of a real one, through a GGUF file and as it is."""
   folder = conftest.provided('qwen2.5-tokenizer', 'tokenizer of Qwen2.5')

@@ -75,6 +75,7 @@ def test_adapters_on_disk_and_back(tmp_path):
 @pytest.mark.parametrize('change, told', [
     ({'r': 4}, 'r=4'), ({'lora_alpha': 1}, 'lora_alpha=1'), ({'use_rslora': True}, 'use_rslora=True'),
     ({'peft_type': 'IA3'}, "peft_type='IA3'"), ({'rank_pattern': {'q_proj': 2}}, 'rank_pattern'),
+    ({'init_lora_weights': 'pissa'}, "init_lora_weights='pissa', whose adapters belong beside a changed model"),
 ])
 def test_adapters_of_another_kind_are_refused(tmp_path, change, told):
   peft.write_adapters(tmp_path, adapters(), CONFIG, 'base')

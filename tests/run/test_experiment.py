@@ -35,6 +35,14 @@ class WithKeys(Order):
     return Example('', 'What?', self._instance_given)
 
 
+class Wide(WithKeys):
+
+  def __init__(self, kind):
+    super().__init__()
+    given = {'wide': np.array([2**40 + 5, 7]), 'text': 'a text', 'unsigned': np.uint64(2**63)}
+    self._instance_given['mine'] = given[kind]
+
+
 class Later(Order):
   """Something is wrong with a problem that is not the first."""
 
@@ -124,6 +132,14 @@ def test_a_key_in_two_shapes(model):
   for options, given in [({'values': (1, 2)}, r'int32\[2\]'), ({'dtype': 'int64'}, r'int64\[8\]')]:
     refused(model, [('sort', {'n': 2})], [(mine('WithKeys'), options)], says=(
         rf"instance key 'values': task sort2 gives int32\[8\], task other {given}; rename one of the two"))
+
+
+@pytest.mark.parametrize('kind, told', [
+    ('wide', r'\[1099511627781, 7\]'), ('text', "'a text'"), ('unsigned', '9223372036854775808'),
+])
+def test_an_instance_that_devices_do_not_hold(model, kind, told):
+  refused(model, [(mine('Wide'), {'kind': kind})], says=(
+      f"task other: instance key 'mine' is {told}, which devices do not hold; give integers of 32 bits"))
 
 
 def test_an_instance_without_a_key_that_an_environment_needs(model):
