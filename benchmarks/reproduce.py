@@ -121,9 +121,10 @@ def device_kind() -> str:
 
 
 def finished(workdir: pathlib.Path, config: config_lib.Config) -> bool:
-  """Whether a workdir's run is at its end: evaluated after all its steps, or after it was solved."""
-  steps = {result['step'] for result in read_evaluation(workdir).values()}
-  return bool(steps) and is_of(workdir, config) and (steps == {config.steps} or config.stop_at_solved)
+  """Whether a workdir's run is at its end: evaluated after all its steps, or solved. Any run can be evaluated."""
+  results = read_evaluation(workdir).values()
+  solved = config.stop_at_solved and all(result['exact_match'] == 1 for result in results)
+  return bool(results) and is_of(workdir, config) and (solved or {r['step'] for r in results} == {config.steps})
 
 
 class Cell(NamedTuple):

@@ -78,6 +78,18 @@ def _require_distinct(spec: EnvironmentSpec, first: dict[ActionSpec, int]) -> No
       )
 
 
+def _require_routes_apart(specs: Sequence[EnvironmentSpec]) -> None:
+  """Raises UserError where two environments are entered by one text."""
+  entered = {}
+  for spec in specs:
+    other = entered.setdefault(spec.routing.description, spec)
+    if other is not spec:
+      raise UserError(
+          f'environments {other.name!r} and {spec.name!r}: both are entered by {spec.routing.description!r}; describe '
+          'one otherwise'
+      )
+
+
 class ActionSpace:
   """Id layout and description tables of the action space of one task.
 
@@ -97,6 +109,7 @@ class ActionSpace:
   def __init__(self, vocab_size: int, specs: Sequence[EnvironmentSpec], encode: Encode):
     self.vocab_size = vocab_size
     self.specs = tuple(specs)
+    _require_routes_apart(self.specs)
     shared = dict.fromkeys(action for spec in self.specs for action in spec.actions)
     self.actions = tuple(spec.routing for spec in self.specs) + tuple(shared)
     index = {action: len(self.specs) + i for i, action in enumerate(shared)}

@@ -9,19 +9,22 @@ Modules are found as Python finds them: in the folder a program is started from,
 PYTHONPATH. `cli.define_config` adds the folder of the config file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import importlib
 import inspect
+import os
 import pathlib
 import pkgutil
 import sys
+import sysconfig
 import traceback
 from types import ModuleType
 from typing import Any
 
 from earl_jax.config import UserError
 
-__all__ = ['available', 'find', 'look_in', 'sources', 'told']
+__all__ = ['available', 'find', 'look_in', 'sources', 'telling', 'told']
 
 
 def find(named: str | type, base: type, name_of: Callable[[type], str]) -> type:
@@ -51,12 +54,22 @@ def find(named: str | type, base: type, name_of: Callable[[type], str]) -> type:
     found = [c for c in _classes(module, base) if wanted in (c.__name__, name_of(c))]
   else:  # what it imports from elsewhere does not count
     found = [c for c in _classes(module, base) if c.__module__ == module.__name__]
+  if not found:
+    _require_whole(module, f'{kind} {named!r}', base, wanted)
   if len(found) != 1:
     what = f'no {base.__name__} {wanted}'.rstrip() if not found else f'{len(found)} of them, expected one'
     names = ', '.join(c.__name__ for c in _classes(module, base))
     remedy = f'write {path}:NAME with one of {names}' if names else 'define one there, a class that derives from it'
     raise UserError(f'{kind} {named!r}: {module.__file__ or path} defines {what}; {remedy}')
   return found[0]
+
+
+def _require_whole(module: ModuleType, where: str, base: type, wanted: str) -> None:
+  """Raises UserError where a class of the module that may be meant lacks functions."""
+  for c in vars(module).values():
+    if inspect.isclass(c) and issubclass(c, base) and inspect.isabstract(c) and c is not base:
+      if not wanted or wanted == c.__name__:
+        raise UserError(f'{where}: {c.__name__} has no {", ".join(sorted(c.__abstractmethods__))}; define it')
 
 
 def available(base: type, name_of: Callable[[type], str]) -> dict[str, type]:
@@ -98,15 +111,33 @@ def _load(path: str, where: str, own: dict[str, type]) -> ModuleType:
     raise UserError(f'{where}: {path} cannot be imported: {told(error)}') from error
 
 
+@contextlib.contextmanager
+def telling(where: str) -> Iterator[None]:
+  """What goes wrong within, in somebody's program, is told in one line that begins with `where`."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f'{where}: {told(error)}') from error
+
+
 def told(error: Exception) -> str:
-  """What went wrong in somebody's program, with the last line of code it went through."""
+  """What went wrong in somebody's program, with the last line of code of theirs that it went through."""
   if isinstance(error, SyntaxError):
     return f'{error.filename}, line {error.lineno}: {error.msg}'
   text = ' '.join(str(error).split())
   if isinstance(error, UserError):
     return text
-  frame = traceback.extract_tb(error.__traceback__)[-1]
+  frames = traceback.extract_tb(error.__traceback__)
+  frame = ([frame for frame in frames if not _of_a_library(frame.filename)] or frames)[-1]
   return f'{frame.filename}, line {frame.lineno}: {type(error).__name__}: {text}'
+
+
+def _of_a_library(filename: str) -> bool:
+  """Python's own, what is installed, this package; and what has no path, such as compiled code."""
+  folders = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')] + [os.path.dirname(__file__)]
+  return not os.path.isabs(filename) or any(filename.startswith(folder + os.sep) for folder in folders)
 
 
 def _classes(module: ModuleType, base: type) -> list[type]:

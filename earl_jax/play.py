@@ -33,7 +33,7 @@ from earl_jax.run.experiment import Experiment
 from earl_jax.run.instances import instance_fields, side_by_side
 from earl_jax.run.rewards import references
 from earl_jax.run.samples import options_of
-from earl_jax.run.saved import find_tasks, load, prepare_again, with_lengths
+from earl_jax.run.saved import find_tasks, load, prepare_again, twice_as_long, with_lengths
 from earl_jax.run.workdir import read_config
 from earl_jax.tasks.base import Example, Outcome, Task
 
@@ -111,7 +111,8 @@ def find_problem(experiment: Experiment, values: flags.FlagValues) -> tuple[Expe
         f'--question: with it the prompt has {length} tokens, and prompts of this run have {longest} at most; ask '
         'something shorter'
     )
-  experiment = with_lengths(experiment, max(length, longest), 2 * config.rollout.response_length)
+  prompt_length = max(length, longest)
+  experiment = with_lengths(experiment, prompt_length, twice_as_long(experiment, prompt_length))
   return experiment, Problem(task, example, asked)
 
 

@@ -29,6 +29,7 @@ from earl_jax.environments.base import Environment
 from earl_jax.environments.host import OnHost, Turn
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run import rewards
 from earl_jax.run.experiment import EMBEDDED
 from earl_jax.tasks.base import all_problems, Call, environments_of, Example, Outcome, Task
 
@@ -37,7 +38,6 @@ __all__ = ['check_environment', 'check_task', 'HOSTILE_TEXTS']
 STEPS, EPISODES = 40, 64  # of random play
 HOST_EPISODES = 8  # likewise, in plain Python
 SECONDS = 1.0  # that a reward may take at most
-GENERAL = ('decisions', 'response_length', 'calls', 'invalid_calls')  # metrics that every episode has
 
 # What a policy may write and a reward has to stand.
 HOSTILE_TEXTS = (
@@ -246,9 +246,8 @@ def _check_outcome(task: Task, example: Example, states: dict[str, Any], text: s
     worthless = not (outcome.reward or outcome.exact_match)
     _require(finished or worthless, f'{where}: an unfinished episode is worth something')
     _require(outcome == task.outcome(example.instance, states, text, finished), f'{where}: it differs when repeated')
-    named = {column.metric for column in task.columns} | {task.cost} | ({task.proof} if task.proof else set())
-    missing = named - set(outcome.metrics) - set(GENERAL)
-    _require(not missing, f'{where}: it has no metric {sorted(missing)}, which columns, cost or proof name')
+    missing = rewards.missing(task, outcome)
+    _require(not missing, f'{where}: it has no metric {missing}, which columns, cost or proof name')
 
 
 def _check_problems(task: Task) -> None:

@@ -59,6 +59,11 @@ def test_an_action_that_is_there_twice():
     ActionSpace(VOCAB, [EnvironmentSpec('twice', ActionSpec(' compare'), (A, B, IS_EVEN, B))], encode)
 
 
+def test_two_environments_that_are_entered_alike():
+  with pytest.raises(UserError, match="environments 'compare' and 'odd': both are entered by ' compare'; describe one"):
+    ActionSpace(VOCAB, [COMPARE, CHECK, EnvironmentSpec('odd', ActionSpec(' compare'), (A,))], encode)
+
+
 def test_action_without_tokens():
   with pytest.raises(UserError, match="action '-': the tokenizer gives no token for it; describe it in other words"):
     ActionSpace(VOCAB, [EnvironmentSpec('dash', ActionSpec(' compare'), (ActionSpec('-'),))], encode)

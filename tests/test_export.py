@@ -8,6 +8,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 import transformers
 
@@ -230,8 +231,17 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
   def fail(*_):
     raise OSError('disk full')
 
-  monkeypatch.setattr(expanded_head, 'write', fail)
-  with pytest.raises(OSError, match='disk full'):
+  with monkeypatch.context() as patch:
+    patch.setattr(expanded_head, 'write', fail)
+    with pytest.raises(OSError, match='disk full'):
+      export.export(run[2], run[3], tmp_path / 'out')
+  assert not list(tmp_path.iterdir())
+
+  def full(*_, **__):
+    raise SafetensorError('I/O error: No space left on device')
+
+  monkeypatch.setattr(hf, 'save_file', full)
+  with pytest.raises(UserError, match='out: cannot be written .I/O error: No space left on device.; make room'):
     export.export(run[2], run[3], tmp_path / 'out')
   assert not list(tmp_path.iterdir())
 

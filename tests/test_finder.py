@@ -67,6 +67,23 @@ def test_where_modules_come_from(write, tmp_path):
   assert finder.sources(classes) == {'outside_deep.tasks': str(tmp_path), 'outside_flat': str(tmp_path)}
 
 
+def test_a_class_that_lacks_a_function(write):
+  write('outside_half', 'from earl_jax.tasks.base import Task\n\n\nclass Half(Task):\n  name = "half"\n')
+  for name in ('outside_half', 'outside_half:Half'):
+    with pytest.raises(UserError, match=f"task '{name}': Half has no example, outcome; define it"):
+      make_task(name)
+
+
+def test_an_error_is_told_where_it_left_the_users_code(write):
+  write('outside_bad', MODULE.format(task='Mine', name='mine') + """
+  def __init__(self, n):
+    import json
+    super().__init__(json.loads('{'))
+""")
+  with pytest.raises(UserError, match=r'cannot be made: .*outside_bad.py, line 13: JSONDecodeError: '):
+    make_task('outside_bad', n=2)
+
+
 @pytest.mark.parametrize('name', ['chess', 'no.such.module', 'chess:Mate', '', 'a b', '../x', '.x', 'sort:', '1'])
 def test_what_is_nowhere(name):
   with pytest.raises(UserError, match='not found; known: arithmetic, compare, count.*PYTHONPATH') as error:

@@ -61,6 +61,14 @@ def write_workdir(reproduce, workdir, arguments, exact, steps=2):
       '===== sample 0 =====\nfar from⏎ it is close to it, another approach\n===== sample 1 =====\n⏎ Still CLOSE.\n')
 
 
+def test_a_run_that_was_evaluated_on_its_way_is_not_finished(reproduce, tmp_path):
+  config = reproduce.read_config(arguments := ('--config=configs/sort4.py',))
+  assert config.stop_at_solved
+  for name, exact, steps, finished in (('way', 0.4, 60, False), ('solved', 1.0, 60, True), ('end', 0.4, 160, True)):
+    write_workdir(reproduce, tmp_path / name, arguments, exact, steps)
+    assert reproduce.finished(tmp_path / name, config) == finished, name
+
+
 def run(reproduce, monkeypatch, tmp_path, shares, *arguments):
   """Runs the program, whose cells are 'trained' by writing these shares; the cells that it trained."""
   trained = []

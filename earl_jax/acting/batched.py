@@ -88,7 +88,9 @@ def carried_out(
   for i in range(max(lengths)):
     deciding = i < lengths
     action = jnp.array([script[i] if i < len(script) else 0 for script in scripts], jnp.int32)
-    allowed, effect = _decide(interface, jnp.asarray(deciding), environment, states, offered, action)
+    allowed, effect = _decide(
+        interface, jnp.asarray(deciding), environment, states, offered=offered, action=action
+    )
     for row in np.flatnonzero(deciding & ~np.asarray(allowed)):
       raise UserError(
           f'task {label}: decision {i + 1} of a demonstration is not legal in {names[int(environment[row])]}; mend '
@@ -107,7 +109,7 @@ def carried_out(
 
 @functools.partial(jax.jit, static_argnames='interface')  # compiled once for all tasks of a run
 def _decide(
-    interface: ExpandedInterface, deciding: jax.Array, environment: jax.Array, states: States, offered: jax.Array,
+    interface: ExpandedInterface, deciding: jax.Array, environment: jax.Array, states: States, *, offered: jax.Array,
     action: jax.Array,
 ) -> tuple[jax.Array, Effect]:
   """Whether actions int32[B] are legal, and what they do."""

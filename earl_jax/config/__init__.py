@@ -235,7 +235,7 @@ def embedded_config() -> ml_collections.ConfigDict:
 
 def stage(*tasks: tuple[str, dict, float], **settings) -> dict:
   """A curriculum stage for a config file; settings as in `Stage`."""
-  return {'tasks': tasks} | settings
+  return {f.name: f.default for f in dataclasses.fields(Stage)} | {'tasks': tasks} | settings
 
 
 # What sets the methods of the paper's comparison apart: (interface, CPO, supervised fine-tuning first).

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax import finder
-from earl_jax.action_space import Encode, EnvironmentSpec
+from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
 from earl_jax.config import UserError
 
 State = Any  # a pytree of fixed-shape arrays: the hidden state
@@ -79,8 +79,37 @@ class Environment(abc.ABC):
     return cls
 
   def check(self, instance: dict[str, Any]) -> None:
-    """Raises KeyError where `reset` needs something that an instance lacks."""
-    jax.eval_shape(self.reset, instance)
+    """Looks at what its functions give for an instance. What they raise is raised.
+
+    Raises:
+      UserError: they give other than is declared here, or no action is valid at the start.
+    """
+    state = jax.eval_shape(self.reset, instance)
+    with finder.telling(f'environment {self.spec.name!r}'):
+      self._check_functions(instance, state)
+
+  def _check_functions(self, instance: dict[str, Any], state: State) -> None:
+    self._require('valid_actions()', jax.eval_shape(self.valid_actions, state), jnp.zeros(len(self.spec.actions), bool))
+    after = jax.eval_shape(self.step, state, jax.ShapeDtypeStruct((), jnp.int32))
+    if not isinstance(after, tuple) or len(after) != 3 or not isinstance(after[0], Observation):
+      raise UserError(
+          f'environment {self.spec.name!r}: step() gives {after!r:.200}; give (Observation, state, bool[])'
+      )
+    tokens = jax.ShapeDtypeStruct(after[0].tokens.shape[:1], jnp.int32)
+    self._require('step()', after, (Observation(tokens, jnp.int32(0)), state, jnp.bool_(False)))
+    if not np.any(self.valid_actions(self.reset(jax.tree.map(jnp.asarray, instance)))):
+      raise UserError(f'environment {self.spec.name!r}: no action is valid at the start; some has to be, inside')
+
+  def _require(self, what: str, given: Any, expected: Any) -> None:
+    """Raises UserError unless a tree of arrays has the fields, shapes and dtypes of another."""
+    given, expected = (
+        {jax.tree_util.keystr(path): f'{x.dtype}{list(x.shape)}' for path, x in jax.tree.leaves_with_path(tree)}
+        for tree in (given, expected)
+    )
+    for field in sorted(given.keys() | expected.keys()):
+      now, was = given.get(field, 'missing'), expected.get(field, 'nothing')
+      if now != was:
+        raise UserError(f'environment {self.spec.name!r}: {what}{field} is {now}; make it {was}')
 
 
 def observation_table(encode: Encode, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -124,6 +153,17 @@ def concatenate(pieces: list[tuple[jax.Array, jax.Array]], size: int) -> Observa
   return Observation(jnp.where(position < ends[-1], tokens, 0), ends[-1])
 
 
+def build(kind: type[Environment], encode: Encode) -> Environment:
+  """The environment with its tables; raises UserError where it cannot be made."""
+  with finder.telling(f'environment {kind.spec.name!r}'):
+    made = kind(encode)
+  if not isinstance(getattr(made, 'max_observation', None), int):
+    raise UserError(
+        f'environment {kind.spec.name!r}: its __init__ sets no max_observation; set it to how many tokens step() writes'
+    )
+  return made
+
+
 def find(named: str | type[Environment]) -> type[Environment]:
   """The environment that `named` stands for: its name, a module path or a class (see `finder`).
 
@@ -134,6 +174,9 @@ def find(named: str | type[Environment]) -> type[Environment]:
   for attribute, kind in (('spec', EnvironmentSpec), ('state_type', type)):
     if not isinstance(getattr(found, attribute, None), kind):
       raise UserError(f'environment {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')
+  for action in (found.spec.routing, *found.spec.actions):
+    if not isinstance(action, ActionSpec):
+      raise UserError(f'environment {found.__name__}: its spec has {action!r:.100}; give an ActionSpec')
   return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from earl_jax.action_space import ActionSpace, Encode, LANGUAGE
 from earl_jax.config import UserError
-from earl_jax.environments.base import Environment
+from earl_jax.environments.base import build, Environment
 from earl_jax.tasks.base import Call
 
 States = dict[str, Any]  # hidden states by type name
@@ -48,7 +48,7 @@ class ExpandedInterface:
 
   def __init__(self, vocab_size: int, environments: Sequence[type[Environment]], encode: Encode):
     """Raises UserError where the tokenizer does not suit an environment."""
-    self.environments = tuple(environment(encode) for environment in environments)
+    self.environments = tuple(build(environment, encode) for environment in environments)
     types = {}
     for env in self.environments:
       if types.setdefault(env.state_type.__name__, env.state_type) is not env.state_type:

@@ -33,7 +33,8 @@ class TrainState(NamedTuple):
 def make_optimizer(config: Config) -> optax.GradientTransformation:
   """AdamW after global-norm clipping, with the schedule that `OptimizerConfig` describes over the whole run."""
   optimizer, total = config.optimizer, config.steps * config.algorithm.mini_batches
-  warm, decay = optimizer.warmup, int(total * optimizer.decay)
+  warm = optimizer.warmup
+  decay = min(int(total * optimizer.decay), max(total - warm, 0))  # it ends at 0, however long the warm-up
   rate = optax.join_schedules(
       [
           optax.linear_schedule(0.0 if warm else optimizer.learning_rate, optimizer.learning_rate, max(warm, 1)),

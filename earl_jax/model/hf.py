@@ -193,7 +193,7 @@ def replacing(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
   """An empty folder beside `folder`, which takes its place when the block ends well and is removed when it does not.
 
   Raises:
-    UserError: nothing can be written there.
+    UserError: nothing can be written there, or not all of it.
   """
   folder = pathlib.Path(folder).resolve()
   try:
@@ -208,6 +208,8 @@ def replacing(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     if folder.exists():
       os.rename(folder, old)
     os.rename(new, folder)
+  except SafetensorError as error:  # what that library makes of a full disk
+    raise UserError(f'{folder}: cannot be written ({first_line(error)}); make room, or choose another folder') from None
   finally:
     if old.exists() and not folder.exists():
       os.rename(old, folder)

@@ -3,27 +3,37 @@
 Tasks and environments may be anybody's programs, which can raise anything: here it becomes one line.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
+import threading
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from earl_jax import finder
 from earl_jax.acting import batched
 from earl_jax.action_space import Encode
 from earl_jax.config import Config, UserError
+from earl_jax.environments.host import OnHost
 from earl_jax.interfaces.expanded import ExpandedInterface
+from earl_jax.run import rewards
 from earl_jax.run.instances import form, instance_fields, side_by_side
 from earl_jax.tasks.base import all_problems, environment_names, Example, Instance, Task
 
-__all__ = ['check_demonstrations', 'check_instances', 'check_prompt', 'check_prompts', 'first_example']
+__all__ = [
+    'check_demonstrations', 'check_instances', 'check_outcomes', 'check_prompt', 'check_prompts', 'first_example',
+]
 
 TRAINED_ON, EVALUATED_ON = 128, 1024  # problems of each task that are looked at, at most
+SLOW = 20  # seconds
 
 Stages = tuple[tuple[tuple[Task, float], ...], ...]  # of every stage, its tasks and their shares of the prompts
 
 
 def first_example(task: Task, seed: int) -> Example:
   """The first problem that a run of this seed is trained on; raises UserError where the task gives none."""
-  with _told_of(task):
+  with finder.telling(f'task {task.label}'):
     example = task.example(seed, 'train', 0)
   if not isinstance(example, Example) or not isinstance(example.instance, dict):
     raise UserError(f'task {task.label}: example() gives {example!r:.200}; give a tasks.base.Example')
@@ -46,7 +56,7 @@ def check_instances(examples: dict[str, Example], tasks: list[Task], interface: 
   for task in tasks:
     instance = examples[task.label].instance
     for name in environment_names(task):
-      with _told_of(task, f', in the environment {name!r}'):
+      with finder.telling(f'task {task.label}, in the environment {name!r}'):
         try:
           built[name].check(instance)
         except KeyError as error:
@@ -54,6 +64,27 @@ def check_instances(examples: dict[str, Example], tasks: list[Task], interface: 
               f'task {task.label}: its instance has no {error.args[0]!r}, which the environment {name!r} needs; it has '
               f'{", ".join(instance) or "nothing"}'
           ) from None
+
+
+def check_outcomes(examples: dict[str, Example], tasks: list[Task], interface: ExpandedInterface) -> None:
+  """Raises UserError where a task cannot score its first problem as it is before anything was done.
+
+  Of environments in plain Python it is not tried: nothing has called them yet.
+  """
+  for task in tasks:
+    example, offered = examples[task.label], environment_names(task)
+    environments = [environment for environment in interface.environments if environment.spec.name in offered]
+    if any(isinstance(environment, OnHost) for environment in environments):
+      continue
+    instance = jax.tree.map(jnp.asarray, example.instance)
+    states = {environment.state_type.__name__: environment.reset(instance) for environment in environments}
+    with finder.telling(f'task {task.label}, its outcome()'):
+      outcome = task.outcome(example.instance, jax.tree.map(np.asarray, states), '', False)
+    if missing := rewards.missing(task, rewards.checked(task, example, outcome)):
+      raise UserError(
+          f'task {task.label}: columns, cost or proof name {missing[0]!r}, but outcome() gives no such metric; it has '
+          f'{", ".join(outcome.metrics) or "none"}'
+      )
 
 
 def check_prompts(config: Config, stages: Stages, prompt: Callable[[Task, Example], list[int]]) -> None:
@@ -66,13 +97,13 @@ def check_prompts(config: Config, stages: Stages, prompt: Callable[[Task, Exampl
   """
   longest = {}
   for task in {task.label: task for stage in stages for task, _ in stage}.values():
-    with _told_of(task):
-      examples = [task.example(config.seed, 'train', index) for index in range(TRAINED_ON)]
+    with finder.telling(f'task {task.label}'):
+      examples = _drawn(task, config.seed, 'train', TRAINED_ON)
       for example in examples:
         _check_like(task, examples[0].instance, example.instance)
       if task.label in [last.label for last, _ in stages[-1]]:
         count = min(config.evaluation_prompts, EVALUATED_ON)
-        examples += all_problems(task) or [task.example(config.seed, 'test', index) for index in range(count)]
+        examples += all_problems(task) or _drawn(task, config.seed, 'test', count)
       longest[task.label] = max(len(prompt(task, example)) for example in examples)
   label = max(longest, key=longest.get)
   check_prompt(config, label, longest[label])
@@ -101,7 +132,7 @@ def check_demonstrations(
   for task in tasks:
     scripts, instances = [], []
     for index in range(TRAINED_ON):
-      with _told_of(task):
+      with finder.telling(f'task {task.label}'):
         steps = task.demonstration(config.seed, 'train', index, index % config.rollout.group)
         scripts.append(interface.script(steps, encode))
         instances.append(task.example(config.seed, 'train', index).instance)
@@ -126,12 +157,15 @@ def _check_like(task: Task, first: Instance, other: Instance) -> None:
       )
 
 
-@contextlib.contextmanager
-def _told_of(task: Task, where: str = '') -> Iterator[None]:
-  """What goes wrong within is told in one line, as the task's."""
+def _drawn(task: Task, seed: int, split: str, count: int) -> list[Example]:
+  """Problems of a split. One that draws until it finds some may find none: where it takes long, that is said."""
+  note = threading.Timer(SLOW, logging.warning, [
+      'task %s: after %d s example() has not given %d problems of split %r; are there any?',
+      task.label, SLOW, count, split,
+  ])
+  note.daemon = True
+  note.start()
   try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:
-    raise UserError(f'task {task.label}{where}: {finder.told(error)}') from error
+    return [task.example(seed, split, index) for index in range(count)]
+  finally:
+    note.cancel()

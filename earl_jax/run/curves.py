@@ -44,14 +44,14 @@ def read_run(workdir: str | pathlib.Path) -> RunMetrics:
   """
   rollout = read_config(workdir).rollout
   path = pathlib.Path(workdir) / 'metrics.jsonl'
-  *texts, _ = path.read_text(encoding='utf-8').split('\n') if path.is_file() else ['']  # the last may be half written
   try:
+    *texts, _ = path.read_text(encoding='utf-8').split('\n') if path.is_file() else ['']  # the last may be half written
     lines = [_renamed(json.loads(text)) for text in texts]
-  except (ValueError, AttributeError):
+    steps = np.array([line['step'] for line in lines])
+  except (ValueError, AttributeError, KeyError, TypeError):
     raise UserError(f'{path}: damaged; go on with the run, which leaves damaged lines out, or restore it') from None
   if not lines:
     raise UserError(f'{path}: no finished step in it; train longer, or give another workdir')
-  steps = np.array([line['step'] for line in lines])
   return RunMetrics(lines, (steps + 1) * rollout.prompts * rollout.group)
 
 
@@ -148,12 +148,20 @@ def cost_of(workdir: str | pathlib.Path) -> str:
 
 
 def read_evaluation(workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Task label -> its result in evaluation.json, as `measure.write_evaluation` writes it; {} where there is none."""
+  """Task label -> its result in evaluation.json, as `measure.write_evaluation` writes it; {} where there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
   path = pathlib.Path(workdir) / 'evaluation.json'
-  nested = json.loads(path.read_text('utf-8')) if path.is_file() else {}
-  return {
-      name + ('' if size == 'all' else size): result for name, sizes in nested.items() for size, result in sizes.items()
-  }
+  try:
+    nested = json.loads(path.read_text('utf-8')) if path.is_file() else {}
+    return {
+        name + ('' if size == 'all' else size): result
+        for name, sizes in nested.items() for size, result in sizes.items()
+    }
+  except (ValueError, AttributeError):
+    raise UserError(f'{path}: damaged; evaluate the run again') from None
 
 
 def optimum_of(workdirs: list[str | pathlib.Path], task: str, cost: str) -> float | None:

@@ -27,7 +27,14 @@ from earl_jax.learning.batches import rows_per_prompt
 from earl_jax.model import attention, hf, hub, lora
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
-from earl_jax.run.checks import check_demonstrations, check_instances, check_prompt, check_prompts, first_example
+from earl_jax.run.checks import (
+  check_demonstrations,
+  check_instances,
+  check_outcomes,
+  check_prompt,
+  check_prompts,
+  first_example,
+)
 from earl_jax.run.first_params import first_params
 from earl_jax.run.instances import instance_fields, require_32_bits
 from earl_jax.run.rewards import checked
@@ -287,6 +294,7 @@ def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
       end_tokens=tokenizer_lib.end_tokens(folder, tokenizer),
   )
   check_instances(experiment.first_examples, experiment.tasks, interface)
+  check_outcomes(experiment.first_examples, experiment.tasks, interface)
   return experiment
 
 

@@ -153,12 +153,15 @@ class ProgressBar:
   ):
     """Starts the clock. `interval`: seconds between plain lines; the rest as in `MetricsWriter`."""
     self._forms = SHOWN | {column.metric: f'{column.metric} {column.form}' for column in columns} | SPEED
-    self._total, self._resume, self._interval = total_steps, resume_step, interval
-    self._start, self._last = time.monotonic(), -math.inf
+    self._total, self._interval = total_steps, interval
+    self._first, self._last = None, -math.inf
     self._bar = None
     if sys.stderr.isatty() or 'ipykernel' in sys.modules:  # a notebook's stderr is no terminal, yet it can draw
       with contextlib.suppress(OSError):  # it draws at once
         self._bar = tqdm_auto.tqdm(total=total_steps, initial=resume_step, unit='step', dynamic_ncols=True)
+    elif resume_step < total_steps:
+      with contextlib.suppress(OSError):
+        print(f'step {resume_step}/{total_steps}: compiling', file=sys.stderr, flush=True)
 
   def update(self, step: int, metrics: dict[str, Any]) -> None:
     """Shows that step `step` (from 0) is done. Metrics that have no form are ignored."""
@@ -172,11 +175,14 @@ class ProgressBar:
       self._bar.update(done - self._bar.n)
       return
     now = time.monotonic()
+    self._first = self._first or (now, done)
     if now - self._last < self._interval and done < self._total:
       return
     self._last = now
-    left = (now - self._start) / max(1, done - self._resume) * (self._total - done)
-    text = ', '.join(filter(None, (text, f'{tqdm_auto.tqdm.format_interval(left)} left')))
+    began, first = self._first
+    if done > first:  # the first step compiles, and says nothing of the others
+      left = (now - began) / (done - first) * (self._total - done)
+      text = ', '.join(filter(None, (text, f'{tqdm_auto.tqdm.format_interval(left)} left')))
     print(f'step {done}/{self._total}: {text}', file=sys.stderr, flush=True)
 
   def close(self) -> None:

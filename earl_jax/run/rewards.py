@@ -10,7 +10,7 @@ from earl_jax.config import UserError
 from earl_jax.environments import host
 from earl_jax.tasks.base import Example, Outcome, Task
 
-__all__ = ['checked', 'mean_metrics', 'references']
+__all__ = ['checked', 'mean_metrics', 'missing', 'references']
 
 # What a run itself says of steps, episodes and evaluations, under names that no metric of a task may take.
 TAKEN = frozenset(
@@ -42,6 +42,12 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
       float(number('reward', outcome.reward)), bool(number('exact_match', outcome.exact_match)),
       {name: number(f'metrics[{name!r}]', value) for name, value in outcome.metrics.items()},
   )
+
+
+def missing(task: Task, outcome: Outcome) -> list[str]:
+  """Metrics that the task's columns, cost or proof name, and neither the outcome nor every run has."""
+  named = [column.metric for column in task.columns] + [task.cost] + ([task.proof] if task.proof else [])
+  return [name for name in dict.fromkeys(named) if name not in outcome.metrics.keys() | TAKEN]
 
 
 def references(task: Task, examples: Sequence[Example]) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from earl_jax.run.first_params import abstract_params
 from earl_jax.run.workdir import look_in_modules, require_written_by
 from earl_jax.tasks.base import environments_of, Task, task_of_label
 
-__all__ = ['find_tasks', 'load', 'prepare_again', 'with_lengths', 'with_room']
+__all__ = ['find_tasks', 'load', 'prepare_again', 'twice_as_long', 'with_lengths', 'with_room']
 
 
 def prepare_again(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, pathlib.Path]:
@@ -78,6 +78,12 @@ def find_tasks(experiment: Experiment, names: list[str]) -> list[Task]:
   return list(found.values())
 
 
+def twice_as_long(experiment: Experiment, prompt_length: int) -> int:
+  """Slots of a response: twice the run's, where the model has positions for that."""
+  room = experiment.model.max_position_embeddings - prompt_length
+  return max(1, min(2 * experiment.config.rollout.response_length, room))
+
+
 def with_room(
     experiment: Experiment, tasks: list[Task], samples: int, response_length: int | None = None
 ) -> Experiment:
@@ -95,7 +101,7 @@ def with_room(
   )
   config, positions = experiment.config, experiment.model.max_position_embeddings
   prompt_length = max(longest, config.rollout.prompt_length)
-  response_length = response_length or max(1, min(2 * config.rollout.response_length, positions - prompt_length))
+  response_length = response_length or twice_as_long(experiment, prompt_length)
   if prompt_length + response_length > positions:
     raise UserError(
         f'--response_length={response_length}: with prompts of {prompt_length} tokens that is beyond the {positions} '

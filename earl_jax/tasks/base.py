@@ -170,12 +170,8 @@ def make_task(named: str | type[Task], **options: Any) -> Task:
   for name, value in options.items():
     if name in signature.parameters:
       options[name] = fields.check(signature.parameters[name].annotation, value, f'{told}: {name}')
-  try:
+  with finder.telling(f'{told} with {fields.shown(options)} cannot be made'):
     task = found(**options)
-  except UserError:
-    raise
-  except Exception as error:  # a task is a program: it can raise anything
-    raise UserError(f'{told} with {fields.shown(options)} cannot be made: {finder.told(error)}') from error
   for attribute, kind in (('name', str), ('label', str), ('environments', tuple)):
     if not isinstance(getattr(task, attribute, None), kind):
       raise UserError(f'task {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')
@@ -197,7 +193,9 @@ def task_of_label(label: str, known: Sequence[Task] = ()) -> Task:
     return make_task(classes.get(label, label))
   found = classes[name]
   if not found.numbered:
-    raise UserError(f'task {label!r}: {name} takes no number; write {name}')
+    raise UserError(
+        f'task {label!r}: {name} takes no number; write {name}, or let `numbered` of its class name an option'
+    )
   return make_task(found, **{found.numbered: int(number)})
 
 

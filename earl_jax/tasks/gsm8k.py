@@ -215,11 +215,13 @@ def read(path: str, split: str) -> tuple[Item, ...]:
         content = response.read()
     else:
       content = pathlib.Path(file).read_bytes()
-    lines = content.decode().removesuffix('\n').split('\n')
+    lines = content.decode('utf-8-sig').split('\n')
   except (OSError, ValueError) as error:
     raise UserError(f'gsm8k: {file} cannot be read ({error}); give the folder or URL of its files as path') from None
   items = []
   for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
     try:
       record = json.loads(line)
       question, answer = record['question'], record['answer']

@@ -42,7 +42,9 @@ def decision_trees(experiment: Experiment, params: policy.Params, task: Task) ->
   """
   problems = all_problems(task)
   if problems is None:
-    raise UserError(f'--algorithm={task.label}: it has too many problems to play them all; choose fewer items')
+    raise UserError(
+        f'--algorithm={task.label}: its problems() lists none, and all of them have to be played; choose a smaller task'
+    )
   trees: dict[str, dict[str, Any]] = {}
   outcomes, names = [], [''] + [spec.name for spec in experiment.interface.space.specs]
   for trajectory, batch in measure.played(experiment, params, [(task, problem) for problem in problems], 0.0):

@@ -68,7 +68,8 @@ def _facts(config: Config, run: RunMetrics) -> list[tuple[str, str]]:
       ('steps', f'{last["step"] + 1:,} of {config.steps:,}'),
       ('rollouts', f'{run.rollouts[-1]:,}'),
   ]
-  return facts + [(name.replace('_', ' '), f'{last[name]:.3f}') for name in ('reward', 'exact_match') if last.get(name)]
+  known = [name for name in ('reward', 'exact_match') if last.get(name) is not None]
+  return facts + [(name.replace('_', ' '), f'{last[name]:.3f}') for name in known]
 
 
 def _environments(workdir: pathlib.Path, episodes: list[dict[str, Any]]) -> list[str]:

@@ -178,6 +178,88 @@ class Forgetful(Switch):
     return observation, Lamp(next_state.lit + Forgetful.steps), leaves
 
 
+class Raising(Switch):
+
+  def step(self, state, action):
+    raise ValueError('boom')
+
+
+class Branching(Switch):
+
+  def step(self, state, action):
+    return super().step(state, 1 if state.lit else 0)
+
+
+class Renamed(Switch):
+
+  def step(self, state, action):
+    observation, _, leaves = super().step(state, action)
+    return observation, {'on': state.lit}, leaves
+
+
+class Pair(Switch):
+
+  def step(self, state, action):
+    return super().step(state, action)[:2]
+
+
+class Wide(Switch):
+
+  def valid_actions(self, state):
+    return jnp.ones(3, bool)
+
+
+class Soft(Switch):
+
+  def valid_actions(self, state):
+    return jnp.ones(2)
+
+
+class Closed(Switch):
+
+  def valid_actions(self, state):
+    return jnp.zeros(2, bool)
+
+
+@pytest.mark.parametrize('environment, told', [
+    (Raising, 'switch.: .*test_contract.py, line .*: ValueError: boom'),
+    (Branching, 'switch.: .*test_contract.py, line .*: TracerBoolConversionError: '),
+    (Float, r'switch.: step\(\)\[1\].lit is float32\[\]; make it int32\[\]'),
+    (Renamed, r'switch.: step\(\)\[1\]\.lit is missing; make it int32\[\]'),
+    (Pair, r'switch.: step\(\) gives .*; give \(Observation, state, bool\[\]\)'),
+    (Wide, r'switch.: valid_actions\(\) is bool\[3\]; make it bool\[2\]'),
+    (Soft, r'switch.: valid_actions\(\) is float32\[2\]; make it bool\[2\]'),
+    (Closed, 'switch.: no action is valid at the start'),
+])
+def test_what_a_run_says_of_it_before_it_begins(environment, told):
+  with pytest.raises(UserError, match=f'environment .{told}') as error:
+    base.build(environment, functools.partial(tokenizer_lib.encode, tokenizer())).check({})
+  assert '\n' not in str(error.value)
+
+
+class Unbounded(Switch):
+
+  def __init__(self, encode):
+    pass
+
+
+class Unready(Switch):
+
+  def __init__(self):
+    pass
+
+
+def test_what_cannot_be_built():
+  with pytest.raises(UserError, match="environment 'switch': its __init__ sets no max_observation; set it to"):
+    expanded(Unbounded)
+  with pytest.raises(UserError, match="environment 'switch': .*TypeError: .*positional"):
+    expanded(Unready)
+
+
+class InText(Switch):
+  spec = EnvironmentSpec('switch', ActionSpec(' turn'), (' on', ' left'))
+
+
 @pytest.mark.parametrize('environment, what', [
     (Stuck, 'no action is valid'), (Float, 'dtype'), (Endless, 'never comes back'), (Wordy, 'too long'),
     (OneWay, 'never valid'), (Forgetful, 'not equal|differ'), (Weak, 'weak type'),
@@ -194,5 +276,7 @@ class Nameless(Switch):
 def test_what_is_no_environment_is_refused():
   with pytest.raises(UserError, match='its `spec` is no EnvironmentSpec'):
     check_environment(Nameless, [{}])
+  with pytest.raises(UserError, match="environment InText: its spec has ' on'; give an ActionSpec"):
+    check_environment(InText, [{}])
   with pytest.raises(UserError, match='it is no Environment'):
     check_environment(int, [{}])

@@ -26,6 +26,17 @@ def workdir(tmp_path_factory):
   return folder
 
 
+@pytest.mark.parametrize('name, text', [
+    ('metrics.jsonl', b'{"step": 0}\n\xff\n'), ('metrics.jsonl', b'{"loss": 1.0}\n'), ('metrics.jsonl', b'[1]\n'),
+    ('evaluation.json', b'{"sort": {"2":'), ('evaluation.json', b'[1]'),
+])
+def test_damaged_files(workdir, tmp_path, name, text):
+  (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
+  (tmp_path / name).write_bytes(text)
+  with pytest.raises(UserError, match=f'{name}: damaged; '):
+    (curves.read_run if name == 'metrics.jsonl' else curves.read_evaluation)(tmp_path)
+
+
 def test_band_is_mean_and_range():
   figure, axes = figures.new_figure(figsize=(2, 2))
   # the second run ended early and keeps its 0.5; nobody measured at 20

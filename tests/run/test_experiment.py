@@ -1,5 +1,7 @@
 """What a run is put together from: the keys of its instances, and what does not go together."""
 
+import time
+import types
 from typing import Annotated, Literal
 
 import jax
@@ -10,10 +12,11 @@ from earl_jax.action_space import ActionSpec, EnvironmentSpec
 from earl_jax.config import Range, stage, UserError
 from earl_jax.environments.compare import Compare
 from earl_jax.environments.hidden_items import ITEMS
+from earl_jax.run import checks
 from earl_jax.run import experiment as experiment_lib
 from earl_jax.run.experiment import prepare
 from earl_jax.run.problems import draw, Examples
-from earl_jax.tasks.base import Example, make_task
+from earl_jax.tasks.base import Column, Example, make_task, Outcome
 from earl_jax.tasks.sorting import Order, Sort
 from tests import core_fixtures as core
 from tests.run import tiny
@@ -33,6 +36,24 @@ class WithKeys(Order):
 
   def example(self, seed, split, index):
     return Example('', 'What?', self._instance_given)
+
+  def outcome(self, instance, states, text, finished):
+    return Outcome(0.0, False, {'swaps': 0.0})
+
+
+class Scored(WithKeys):
+  """Something is wrong with what it makes of an episode."""
+
+  columns = (Column('turns', '{:.1f}'),)
+
+  def __init__(self, kind):
+    super().__init__()
+    self._kind = kind
+
+  def outcome(self, instance, states, text, finished):
+    if self._kind == 'raises':
+      return states['Hidden']
+    return {'none': None, 'reward': Outcome('1', True, {}), 'column': Outcome(0.0, False, {'swaps': 1.0})}[self._kind]
 
 
 class Wide(WithKeys):
@@ -140,6 +161,22 @@ def test_a_key_in_two_shapes(model):
 def test_an_instance_that_devices_do_not_hold(model, kind, told):
   refused(model, [(mine('Wide'), {'kind': kind})], says=(
       f"task other: instance key 'mine' is {told}, which devices do not hold; give integers of 32 bits"))
+
+
+@pytest.mark.parametrize('kind, told', [
+    ('raises', "task other, its outcome.*test_experiment.py, line .*KeyError: 'Hidden'"),
+    ('none', 'task other: outcome.. gives None'), ('reward', "task other: outcome.. gives reward='1'"),
+    ('column', "task other: columns, cost or proof name 'turns', but outcome.. gives no such metric; it has swaps"),
+])
+def test_what_an_outcome_gets_wrong_is_said_before_the_run(model, kind, told):
+  refused(model, [(mine('Scored'), {'kind': kind})], says=told)
+
+
+def test_problems_that_are_not_to_be_found(model, monkeypatch, caplog):
+  monkeypatch.setattr(checks, 'SLOW', 0.05)
+  task = types.SimpleNamespace(label='slow', example=lambda seed, split, index: time.sleep(0.2))
+  checks._drawn(task, 0, 'test', 1)
+  assert "task slow: after 0 s example() has not given 1 problems of split 'test'; are there any?" in caplog.text
 
 
 def test_an_instance_without_a_key_that_an_environment_needs(model):

@@ -121,6 +121,12 @@ def test_files_of_which_nothing_can_be_made(tmp_path, monkeypatch):
     task.example(0, 'train', 0)
 
 
+def test_a_byte_order_mark_and_blank_lines(tmp_path):
+  good = json.dumps({'question': CLIPS[0], 'answer': CLIPS[1]})
+  folder = write(tmp_path, train=['\ufeff' + good, '', good, ''])
+  assert len(gsm8k.read(folder, 'train')) == 2
+
+
 @pytest.mark.parametrize('line', ['{"question": "How many?"}', '[1]', '{"question": 1, "answer": 2}', '{"quest', '7'])
 def test_a_malformed_line_is_named(tmp_path, line):
   good = json.dumps({'question': CLIPS[0], 'answer': CLIPS[1]})
