@@ -91,3 +91,21 @@ def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
         'rollout': play.lower(params, prompts, rows, jax.random.key(0), decoding=decoding),
         'update': step.func.lower(state, batch, split(experiment), frozen, **step.keywords),
     }
+
+
+def lower_resume(experiment: Experiment) -> jax.stages.Lowered:
+  """The program that rewrites a chunk of rollouts, from shapes alone."""
+  config, params = experiment.config.rollout, abstract_policy(experiment)
+  prompts = draw(experiment, stage=0, step=0).prompts
+  rows, chunk = (
+      jax.device_put(np.arange(count, dtype=np.int32), experiment.rows)
+      for count in (config.prompts * config.group, config.chunk)
+  )
+  fork = rollout.Fork(chunk, chunk, np.zeros(1, np.int32), np.int32(1), chunk >= 0)
+  play = functools.partial(
+      rollout.remembered_rollout, decoding=experiment.decoding(config.group, config.temperature)
+  )
+  with jax.set_mesh(experiment.mesh):
+    played = jax.eval_shape(play, params, prompts, rows, jax.random.key(0))
+    decoding = experiment.decoding(temperature=config.temperature)
+    return rollout.resume.lower(params, played, prompts, fork, jax.random.key(0), decoding=decoding)

@@ -79,6 +79,8 @@ def remedies(plan: Plan, config: Config) -> list[str]:
     if config.algorithm.micro_batch:
       changes.append(f'config.algorithm.micro_batch below {config.algorithm.micro_batch}')
   else:
+    if config.algorithm.counterfactual:
+      changes.append(f'config.rollout.chunk below {config.rollout.chunk}')
     changes.append(f'config.rollout.prompts below {config.rollout.prompts}')
   return changes
 

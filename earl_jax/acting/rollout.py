@@ -1,7 +1,7 @@
 """Episodes from their prompts, and episodes that go on from somewhere in others: each one jitted program."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from earl_jax.acting.decode_loop import begin, blank, decode, Decoding, Episodes
 from earl_jax.acting.prompts import Prompts, read_prompts
 from earl_jax.acting.replay import carry_out, recorded, Replay
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.devices.sharding import constrain, gathered
+from earl_jax.devices.sharding import constrain, gathered, on_own_rows
 from earl_jax.model import attention, decoder
 
 __all__ = ['Decoding', 'Fork', 'Memory', 'remembered_rollout', 'Replay', 'resume', 'rollout']
@@ -33,7 +33,7 @@ class Fork(NamedTuple):
   """Where episodes leave others.
 
   Attributes:
-    rows: int32[B'], those of a batch that go on anew.
+    rows: int32[B'], those of a batch that go on anew, each on the device where it lies.
     slots: int32[B'], the slot of the first decision that is another.
     route: int32[K], the decisions that are forced there; K is that of the longest route, whichever is taken.
     route_length: int32[], how many of them.
@@ -96,12 +96,11 @@ def resume(
   """
   params = gathered(params, decoding.model.dtype)
   whole, memory = batch
-  count, length = len(whole.end), prompts.tokens.shape[1]
-  old = take_rows(whole, fork.rows)
-  prompts = take_rows(prompts, fork.rows, count)
+  length = prompts.tokens.shape[1]
+  cache = decoder.by_row(decoding.model, memory.cache)
+  old, written, prompts, prompt = on_own_rows(_taken, (), fork.rows, (whole, cache), (prompts, memory.prompt))
   first = fork.slots - 1  # the last token that stays is fed once more, for what the model makes of it
-  prompt = decoder.hide(take_rows(memory.prompt, fork.rows, count), first)
-  written = take_rows(decoder.by_row(decoding.model, memory.cache), fork.rows)
+  prompt = decoder.hide(prompt, first)
   response = decoder.hide(decoder.cached_parts(written), first - length)
   forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, fork.route_length))
   rows = Rows(
@@ -117,6 +116,13 @@ def resume(
       pending=jnp.pad(last, [(0, 0), (0, decoding.interface.width - 1)]), pending_length=jnp.ones_like(first),
   )
   return _trajectory(decode(decoding, Policy.prepared(params, decoding), rows, episodes), first, old, fork.slots)
+
+
+def _taken(_, rows: jax.Array, by_row: Any, by_prompt: Any) -> tuple:
+  """What a device's rows int32[b'] have, of trees [b, …] and of [g, …], whose rows side by side share an entry."""
+  count = len(jax.tree.leaves(by_row)[0])
+  at = rows % count  # rows are shared out in order
+  return *take_rows(by_row, at), *take_rows(by_prompt, at, count)
 
 
 def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decoding) -> tuple[Trajectory, Memory]:

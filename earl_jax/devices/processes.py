@@ -86,13 +86,13 @@ def whole(x: jax.Array) -> np.ndarray:
   return multihost_utils.process_allgather(x, tiled=True)
 
 
-def gather(values: list[Any], rows: np.ndarray, count: int) -> list[Any]:
+def gather(values: list[Any], rows: np.ndarray, wanted: np.ndarray) -> list[Any]:
   """What all processes have to say of their own rows, in the order of the rows.
 
   Args:
     values: one per own row; what JSON can hold.
     rows: `own_rows`, those of them that matter.
-    count: of the rows that matter, in all processes.
+    wanted: the rows that matter, in all processes.
   """
   if jax.process_count() == 1:
     return values
@@ -100,4 +100,4 @@ def gather(values: list[Any], rows: np.ndarray, count: int) -> list[Any]:
   lengths = multihost_utils.process_allgather(np.int32(len(text)))
   texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
   told = dict(pair for text, length in zip(texts, lengths) for pair in json.loads(text[:length].tobytes()))
-  return [told[row] for row in range(count)]
+  return [told[row] for row in wanted.tolist()]

@@ -182,17 +182,19 @@ class Experiment:
       self, tasks: Sequence[Task], examples: Sequence[Example], trajectory: Trajectory,
       problems: np.ndarray | None = None,
   ) -> list[Outcome]:
-    """Scores the first rows of a trajectory; of several processes each scores those that are its own.
+    """Scores rows of a trajectory, in their order; of several processes each scores those that are its own.
 
     To the metrics of the task it adds what the episode spent: decisions, response_length (slots), calls of environments
     and, of these, invalid_calls, which the end of the space cut off before they did anything.
 
     Args:
-      problems: int[rows], which of `tasks` and `examples` each row belongs to; one after the other by default.
+      problems: int[rows], which of `tasks` and `examples` each of the first rows belongs to; below 0 = it does not
+        count. One after the other by default.
     """
     problems = np.arange(len(tasks)) if problems is None else problems
     rows = processes.own_rows(self.rows, len(trajectory.end))
     rows = rows[rows < len(problems)]
+    rows = rows[problems[rows] >= 0]
     # What outcomes depend on; the rest of the trajectory stays on its devices.
     read = trajectory._replace(start=(), legal=(), log_probs=(), route_scores=())
     read, length = processes.fetch(read, rows), self.config.rollout.prompt_length
@@ -209,7 +211,7 @@ class Experiment:
           'invalid_calls': decisions.calls - decisions.returns,
       } | host.counts(episode.states)
       results.append(outcome._replace(metrics=outcome.metrics | spent))
-    return [Outcome(*outcome) for outcome in processes.gather(results, rows, len(problems))]
+    return [Outcome(*outcome) for outcome in processes.gather(results, rows, np.flatnonzero(problems >= 0))]
 
   def render(self, trajectory: Trajectory, row: int) -> str:
     """One trajectory as text: prompt, then the response with what was written inside environments in [brackets]."""

@@ -148,7 +148,7 @@ def cache_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, tokens: int) 
 
 
 def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any, trajectory: Any) -> int:
-  """What the decode loop takes on one device at its peak, parameters included."""
+  """What the decode loop takes on one device at its peak, rewriting too, parameters included."""
   config, model, tensor = experiment.config.rollout, experiment.model, mesh.shape['tensor']
   parts = sharding.row_shards(mesh)
   rows, prompts, length = len(trajectory.end) // parts, config.prompts // parts, config.prompt_length
@@ -162,9 +162,14 @@ def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any
   reading = prompt + 3 * 4 * prompts * length * widest // tensor
   few = rows // 4 if mesh.size == 1 and rows // 4 >= MIN_ROWS else 0  # rows that go on alone have a cache of their own
   # Where heads are shared out the compiler writes the cache twice: see decoder.Cache.
-  choosing = prompt + (1 + (tensor > 1)) * cache + cache_bytes(experiment, mesh, few * experiment.slots)
+  copies = 1 + (tensor > 1)
+  choosing = prompt + copies * cache + cache_bytes(experiment, mesh, few * experiment.slots)
   choosing += 3 * 4 * rows * model.vocab_size // tensor
-  return int(on_device(mesh, params) + own + 2 * size_of(trajectory) // parts + max(reading, choosing))
+  # Rows that are rewritten have a copy of their prompt's keys and values and of their own, beside those of all rows.
+  again = config.chunk // parts if experiment.config.algorithm.counterfactual else 0
+  rewriting = prompt + cache + cache_bytes(experiment, mesh, again * (length + (1 + copies) * config.response_length))
+  rewriting += 3 * 4 * again * model.vocab_size // tensor
+  return int(on_device(mesh, params) + own + 2 * size_of(trajectory) // parts + max(reading, choosing, rewriting))
 
 
 def update_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any, trajectory: Any) -> int:
@@ -244,4 +249,4 @@ def _memory_of_a_device(mesh: Mesh) -> float:
   """Bytes that the device with the least has, of all processes."""
   shared = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / jax.local_device_count()  # where it tells nothing
   least = min((device.memory_stats() or {}).get('bytes_limit', shared) for device in mesh.local_devices)
-  return min(processes.gather([least], np.array([jax.process_index()]), jax.process_count()))
+  return min(processes.gather([least], np.array([jax.process_index()]), np.arange(jax.process_count())))

@@ -1,5 +1,6 @@
 """The counterfactual half of a batch (docs/method.md, section 3, CPO steps 1 to 4)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from earl_jax.acting.counterfactual import Interventions
 from earl_jax.acting.masked import where_rows
 from earl_jax.acting.rollout import Fork, Memory, resume
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.devices import processes, rows
+from earl_jax.devices import processes, rows, sharding
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 
@@ -79,6 +80,26 @@ def choose(
   return Choice(environment, np.flatnonzero(chosen))
 
 
+def chunks(rows: np.ndarray, batch: int, size: int, shards: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Rows of a batch, `size` at a time, each beside where it lies: keys and values never change their device.
+
+  Args:
+    rows: int[…], ascending.
+    shards: into which rows are shared out, those of the batch as those of a chunk.
+
+  Yields:
+    int32[size] and bool[size], what counts: where a shard has fewer rows it is filled up with its first one.
+  """
+  each, per_shard = size // shards, batch // shards
+  own = [rows[rows // per_shard == shard] for shard in range(shards)]
+  for first in range(0, max(map(len, own)), each):
+    chunk = np.repeat(np.arange(shards, dtype=np.int32) * per_shard, each).reshape(shards, each)
+    real = np.zeros((shards, each), bool)
+    for shard, found in enumerate(part[first : first + each] for part in own):
+      chunk[shard, : len(found)], real[shard, : len(found)] = found, True
+    yield chunk.reshape(-1), real.reshape(-1)
+
+
 def rewrite(
     experiment: Experiment, params: policy.Params, problems: Problems, factual: Factual, choice: Choice, key: jax.Array
 ) -> Rewrites:
@@ -101,23 +122,20 @@ def rewrite(
   route = np.zeros(max(map(len, routes)), np.int32)  # one shape, or the decode loop would be compiled again
   route[:length] = routes[choice.environment]
   decoding = experiment.decoding(temperature=config.rollout.temperature)
-  for first in range(0, len(choice.rows), size):
-    real = choice.rows[first : first + size]
-    # The last chunk is filled up with a row that is there already, and the filling dropped.
-    chunk = np.full(size, choice.rows[first], np.int32)
-    chunk[: len(real)] = real
-    own = processes.place((chunk, slots[chunk], np.arange(size) < len(real)), experiment.rows)
+  for i, (chunk, real) in enumerate(chunks(choice.rows, batch, size, sharding.row_shards(experiment.mesh))):
+    own = processes.place((chunk, slots[chunk], real), experiment.rows)
     fork = Fork(own[0], own[1], route, np.int32(length), own[2])
     with jax.set_mesh(experiment.mesh):
       new = resume(params, factual[:2], problems.prompts, fork, rollout_key, decoding=decoding)
-    outcomes = experiment.outcomes(problems.tasks, problems.examples, new, real // group)
-    new_rewards[real] = [outcome.reward for outcome in outcomes]
-    replaced[real] = (new_rewards[real] > factual.rewards[real]) | (not config.algorithm.only_gains)
-    target = np.full(size, batch, np.int32)  # rows beyond the end are dropped
-    target[: len(real)] = real
-    continued = rows.replace(rows.copy(continued) if first == 0 else continued, target, new)
+    outcomes = experiment.outcomes(problems.tasks, problems.examples, new, np.where(real, chunk // group, -1))
+    chosen = chunk[real]
+    new_rewards[chosen] = [outcome.reward for outcome in outcomes]
+    replaced[chosen] = (new_rewards[chosen] > factual.rewards[chosen]) | (not config.algorithm.only_gains)
+    target = processes.place(np.where(real, chunk, batch), experiment.rows)  # rows beyond the end are dropped
+    with jax.set_mesh(experiment.mesh):
+      continued = rows.replace(rows.copy(continued) if i == 0 else continued, target, new)
     tokens += sum(int(outcome.metrics['response_length']) for outcome in outcomes)
-    tokens -= int(np.sum(slots[real] - config.rollout.prompt_length))
+    tokens -= int(np.sum(slots[chosen] - config.rollout.prompt_length))
   trajectory = continued
   if not replaced[choice.rows].all():
     trajectory = _choose(processes.place(replaced, experiment.rows), continued, factual.trajectory)

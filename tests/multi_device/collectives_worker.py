@@ -11,7 +11,7 @@ from earl_jax.acting import scoring
 from earl_jax.config import MeshConfig
 from tests import benchmark
 
-collectives, hlo = benchmark.load('collectives'), benchmark.load('hlo')
+collectives, hlo, programs = (benchmark.load(name) for name in ('collectives', 'hlo', 'programs'))
 
 CHUNK = 32  # decisions scored at a time: several chunks in every micro-batch
 
@@ -19,7 +19,12 @@ CHUNK = 32  # decisions scored at a time: several chunks in every micro-batch
 def facts(mesh: str) -> dict:
   experiment = collectives.build(collectives.make_mesh(MeshConfig(*map(int, mesh.split('x')))))
   texts = collectives.compiled(experiment)
+  resume, shapes = programs.lower_resume(experiment).compile().as_text(), collectives.parameter_shapes(experiment)
   return {
+      'rewriting': sum(
+          array.bytes for found in hlo.collectives(resume) if not found.repeated
+          for array in found.results if collectives.plain(array.shape) not in shapes
+      ),
       'bytes': collectives.measure(experiment, texts),
       'collectives': {
           name: sorted({array.shape for found in hlo.collectives(text) for array in found.results})

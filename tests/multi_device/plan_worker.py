@@ -43,7 +43,8 @@ def write_model(folder: pathlib.Path, size: int) -> None:
 def compiled(config: config_lib.Config) -> dict[str, int]:
   """Bytes on a device that each program takes, by the compiler's account: arguments, results and temporaries."""
   experiment = prepare(config, model_folder(config), sharding.make_mesh(config.mesh))
-  memories = {name: lowered.compile().memory_analysis() for name, lowered in programs.lower(experiment).items()}
+  lowered = programs.lower(experiment) | {'resume': programs.lower_resume(experiment)}
+  memories = {name: program.compile().memory_analysis() for name, program in lowered.items()}
   return {
       name: m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
       for name, m in memories.items()

@@ -69,6 +69,12 @@ def test_decoding_moves_no_parameters(shared_out, mesh):
 
 
 @pytest.mark.parametrize('mesh', MESHES)
+def test_rows_are_rewritten_where_they_are(shared_out, mesh):
+  """Their keys and values stay on their device: before the loop no more goes round than whether any row goes on."""
+  assert shared_out[mesh]['rewriting'] <= 8
+
+
+@pytest.mark.parametrize('mesh', MESHES)
 def test_an_update_moves_the_heads_once_for_all_chunks(shared_out, mesh):
   """In units of all parameters of a device's part of tensor, which a rollout gathers once: a micro-batch gathers those
   of the layers twice, and sums gradients. It came to 4.3 where those of the heads were summed for each of three chunks,

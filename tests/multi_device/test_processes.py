@@ -96,4 +96,4 @@ def test_of_one_process_all_rows_are_its_own():
   rows = np.array([3, 1])
   tree = {'x': np.arange(10).reshape(5, 2)}
   np.testing.assert_array_equal(processes.fetch(processes.place(tree, shard), rows)['x'], tree['x'][rows])
-  assert processes.gather([1, 2], rows, 2) == [1, 2]
+  assert processes.gather([1, 2], rows, rows) == [1, 2]
