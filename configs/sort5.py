@@ -1,10 +1,10 @@
-"""Sort five hidden items: the stages of sort4.py and one more, and counterfactuals for a fifth of all rollouts.
+"""Sort five hidden items: the stages of sort4.py and one more, at a rate that falls from the middle on.
 
   python -m earl_jax.train --config=configs/sort5.py --workdir=runs/sort5
 
-Ends when greedy decoding has solved all 240 instances in two evaluations in a row, after 360 steps of 256 rollouts
-(92,160) at the latest: 64 minutes on one CPU core beside other programs. Expected, proven by their comparisons: all
-240, with 7.57 comparisons on average (6.933 is the optimum), after 360 steps of seed 0.
+480 steps of 256 rollouts (122,880): 63 minutes on one CPU core beside other programs. Expected, proven by their
+comparisons: all 240 instances, with 7.308 comparisons on average (6.933 is the optimum) after 480 steps of seed 0; and
+two, three and four items with the fewest there can be.
 """
 
 from sort4 import STAGES  # beside this file
@@ -14,8 +14,9 @@ from earl_jax import config as config_lib
 
 def get_config():
   config = config_lib.embedded_config()
-  config.steps = 360
-  config.stop_at_solved = True
+  config.steps = 480
+  config.algorithm.rewrite_fraction = 0.0  # as in sort4.py
+  config.optimizer.decay = 0.5  # all instances are solved only while the rate falls, and comparisons fall with it
   *stages, last = STAGES
   config.curriculum = (
       *stages,
