@@ -78,7 +78,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Trained:
   learner = Learner(experiment, params)
 
   with hold_workdir(workdir):
-    claim_workdir(workdir, config, experiment.environment_versions, experiment.modules)
+    claim_workdir(workdir, config, experiment.environment_versions, experiment.modules, experiment.actions)
     frozen = policy.split(params)[1]
     with Checkpointer(workdir, frozen=frozen) as checkpointer, StopSignal() as stop:
       progress, state, written = begin_or_resume(experiment, learner, checkpointer, params, workdir)

@@ -77,6 +77,7 @@ def test_end_to_end(config, whole, capsys):
   assert state.step == 10  # two mini-batches a step
   assert json.loads((workdir / 'config.json').read_text())['optimizer']['learning_rate'] == 0.01
   assert json.loads((workdir / 'versions.json').read_text()) == {'compare': 1, 'swap': 1}
+  assert json.loads((workdir / 'actions.json').read_text())['compare'] == [' compare', *(f' {x}' for x in 'ABCDEFGH')]
   assert set(json.loads((workdir / 'evaluation.json').read_text())['sort']) == {'2', '3'}
 
   before = (workdir / 'metrics.jsonl').read_bytes()

@@ -108,6 +108,12 @@ class Experiment:
     return {e.spec.name: e.version for e in self.interface.environments}
 
   @property
+  def actions(self) -> dict[str, list[str]]:
+    """Environment name -> what enters it, then its actions, as they are described."""
+    specs = self.interface.space.specs
+    return {spec.name: [action.description for action in (spec.routing, *spec.actions)] for spec in specs}
+
+  @property
   def modules(self) -> dict[str, str]:
     """Module -> folder, of tasks and environments that are not this package's."""
     classes = [type(task) for task in self.tasks] + [e for task in self.tasks for e in environments_of(task)]

@@ -15,7 +15,7 @@ from earl_jax.run import measure
 from earl_jax.run.checkpoint import Checkpointer
 from earl_jax.run.experiment import Experiment, model_folder, prepare
 from earl_jax.run.first_params import abstract_params
-from earl_jax.run.workdir import look_in_modules, require_written_by
+from earl_jax.run.workdir import look_in_modules, require_actions, require_written_by
 from earl_jax.tasks.base import environments_of, Task, task_of_label
 
 __all__ = ['find_tasks', 'load', 'prepare_again', 'twice_as_long', 'with_lengths', 'with_room']
@@ -28,12 +28,17 @@ def prepare_again(workdir: str | os.PathLike, config: Config) -> tuple[Experimen
 
   Args:
     config: what `workdir.read_config` gives.
+
+  Raises:
+    UserError: it cannot be prepared here, or its environments have other actions now.
   """
   look_in_modules(workdir)
   rows = math.gcd(config.rollout.prompts, config.rollout.chunk, config.algorithm.micro_batch)
   mesh = sharding.fitting_mesh(config.mesh, rows)
   folder = model_folder(config)
-  return prepare(config, folder, mesh), folder
+  experiment = prepare(config, folder, mesh)
+  require_actions(workdir, experiment.actions)
+  return experiment, folder
 
 
 def load(workdir: str | os.PathLike, config: Config) -> tuple[Experiment, policy.Params, int]:

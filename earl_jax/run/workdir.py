@@ -2,6 +2,7 @@
 
     workdir/config.json      the configuration
     workdir/versions.json    environment name -> version
+    workdir/actions.json     environment name -> what enters it, then its actions
     workdir/modules.json     where tasks and environments from outside this package were found: module -> folder
     workdir/lock             held by the run that is going on, if one is
 """
@@ -45,7 +46,8 @@ CHANGEABLE = (
 
 
 def claim_workdir(
-    workdir: str | os.PathLike, config: Config, versions: dict[str, int], modules: dict[str, str] | None = None
+    workdir: str | os.PathLike, config: Config, versions: dict[str, int], modules: dict[str, str] | None = None,
+    actions: dict[str, list[str]] | None = None,
 ) -> None:
   """Makes `workdir` this run's folder, or checks that it already is.
 
@@ -57,6 +59,7 @@ def claim_workdir(
     config: the run's. A resumed run may change the fields in `CHANGEABLE`.
     versions: environment name -> version.
     modules: module -> the folder it was found in, of those that are not this package's; they may move.
+    actions: environment name -> descriptions of its actions in their order, see `require_actions`.
 
   Raises:
     UserError: the folder cannot be written to, or belongs to a run with another configuration or other versions, or
@@ -73,6 +76,9 @@ def claim_workdir(
     before['versions.json'] = _read_json(workdir / 'versions.json')
   for name, stored in before.items():
     _require_equal(workdir / name, stored, now[name], CHANGEABLE if name == 'config.json' else ())
+  if actions is not None:
+    require_actions(workdir, actions)
+    now['actions.json'] = actions
   for name, value in now.items():
     if name not in before or _flatten(before[name]) != _flatten(value):
       _write_json(workdir / name, value)
@@ -156,6 +162,16 @@ def read_modules(workdir: str | os.PathLike) -> dict[str, str]:
 def look_in_modules(workdir: str | os.PathLike) -> None:
   """What a run took from outside this package is also looked for where training found it."""
   finder.look_in(list(read_modules(workdir).values()))
+
+
+def require_actions(workdir: str | os.PathLike, actions: dict[str, list[str]]) -> None:
+  """Raises UserError where environments have other actions than the run was trained with, or in another order.
+
+  A row of the head would then stand for something else, without a word. Older runs do not say what theirs were.
+  """
+  path = pathlib.Path(workdir) / 'actions.json'
+  if path.exists():
+    _require_equal(path, _read_json(path), actions)
 
 
 def require_writable(directory: pathlib.Path) -> None:

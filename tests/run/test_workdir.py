@@ -11,7 +11,14 @@ import pytest
 
 from earl_jax.config import AlgorithmConfig, Config, MeshConfig, OptimizerConfig, Stage, UserError
 from earl_jax.run import workdir as workdir_lib
-from earl_jax.run.workdir import claim_workdir, hold_workdir, read_config, read_modules, require_written_by
+from earl_jax.run.workdir import (
+  claim_workdir,
+  hold_workdir,
+  read_config,
+  read_modules,
+  require_actions,
+  require_written_by,
+)
 from tests.run import tiny
 
 CONFIG = Config(curriculum=(Stage(tasks=(('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 2.0))),))
@@ -45,6 +52,17 @@ def test_claim(tmp_path):
   claim_workdir(workdir, resumed, {'compare': 1})
   assert plain(read_config(workdir)) == plain(resumed)  # what it goes on with
   assert {path.name for path in workdir.iterdir()} == FILES
+
+
+def test_actions_stay_what_they_were(tmp_path):
+  actions = {'get': [' get', ' A', ' B']}
+  claim_workdir(tmp_path, CONFIG, {})  # before they were kept
+  for _ in range(2):
+    claim_workdir(tmp_path, CONFIG, {}, None, actions)
+  for other in ([' take', ' A', ' B'], [' get', ' B', ' A'], [' get', ' A', ' B', ' C']):
+    for check in (require_actions, lambda workdir, actions: claim_workdir(workdir, CONFIG, {}, None, actions)):
+      with pytest.raises(UserError, match=r'actions.json: get was \[" get", " A", " B"\] in this workdir and is'):
+        check(tmp_path, {'get': other})
 
 
 @pytest.mark.parametrize('changed, versions, changeable, field', [
