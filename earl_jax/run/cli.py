@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -165,6 +166,8 @@ def _describe(error: BaseException, argv: list[str]) -> str:
     inside = [frame for frame in frames if path and os.path.abspath(frame.filename) == os.path.abspath(path)]
     if inside:
       return f'{path}, line {inside[-1].lineno}: {inside[-1].line}: {_one_line(cause)}'
+  if "has no attribute 'get_config'" in str(error):
+    return f'{flag}: it defines no get_config(); define it, and let it return a config'
   return _one_line(error) if isinstance(error, flags.Error) else f'{flag}: {_one_line(error)}'
 
 
@@ -199,6 +202,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _one_line(error: BaseException) -> str:
   text = ' '.join(str(error).split())
+  if unknown := re.search(r'Key "([^"]*)" does not exist', text):  # ml_collections goes on to show all others
+    meant = re.search(r'Did you mean "([^"]*)"', text)
+    return f'no field {unknown[1]!r}' + (f'; did you mean {meant[1]!r}?' if meant else '; see --help')
   return text if isinstance(error, (flags.Error, UserError)) else f'{type(error).__name__}: {text}'
 
 

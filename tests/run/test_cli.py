@@ -244,6 +244,18 @@ def test_config_file_that_cannot_open_a_file(fails, tmp_path, text, line, more):
   assert f'{path}, line {line}: ' in error and 'FileNotFoundError' in error and "'/nowhere/at.all'" in error
 
 
+@pytest.mark.parametrize('text, told', [
+    ('def get_config():\n  config = config_lib.embedded_config()\n  config.algorithm.kll = 0.1\n  return config\n',
+     "line 5: config.algorithm.kll = 0.1: no field 'kll'; did you mean 'kl'?"),
+    ('x = 1\n', 'it defines no get_config(); define it'),
+])
+def test_config_file_that_is_none(fails, tmp_path, text, told):
+  path = tmp_path / 'config.py'
+  path.write_text(f'from earl_jax import config as config_lib\n\n{text}')
+  error = fails(train, f'--config={path}')
+  assert told in error and len(error) < 300
+
+
 @pytest.mark.parametrize('error, status, told', [
     (OSError(errno.ENOSPC, 'No space left on device', '/full/file'), 2, 'error: /full/file: No space left on device; '),
     (KeyboardInterrupt(), 130, 'interrupted'),
