@@ -16,7 +16,7 @@ from earl_jax import config as config_lib
 from earl_jax.acting import policy
 from earl_jax.acting.counterfactual import choose_positions
 from earl_jax.acting.prompts import Prompts
-from earl_jax.acting.replay import recorded, Replay
+from earl_jax.acting.replay import force, recorded, Replay
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.base_model import build
 from earl_jax.devices import sharding
@@ -137,14 +137,6 @@ def rewritten(environment: int = 1) -> tuple[jax.Array, Trajectory]:
       route_length=interface().space.description_lengths[environment - 1],
   )
   return until, rewrite(force(recorded(factual.actions, until), interface().route(environment - 1)))
-
-
-def force(replay: Replay, route: list[int]) -> Replay:
-  """The replay with the decisions of `route` at its end."""
-  place = jnp.arange(replay.actions.shape[1]) - replay.length[:, None]
-  inside = (place >= 0) & (place < len(route))
-  forced = jnp.asarray(route, jnp.int32)[jnp.clip(place, 0, len(route) - 1)]
-  return Replay(jnp.where(inside, forced, replay.actions), replay.length + len(route))
 
 
 def rewrite(replay: Replay, key: int = 2) -> Trajectory:

@@ -32,6 +32,14 @@ def recorded(actions: jax.Array, slots: jax.Array) -> Replay:
   return Replay(jnp.take_along_axis(actions, order, axis=1), wanted.sum(axis=1, dtype=jnp.int32))
 
 
+def force(replay: Replay, route: list[int]) -> Replay:
+  """The replay with the decisions of `route` at its end."""
+  place = jnp.arange(replay.actions.shape[1]) - replay.length[:, None]
+  inside = (place >= 0) & (place < len(route))
+  forced = jnp.asarray(route, jnp.int32)[jnp.clip(place, 0, len(route) - 1)]
+  return Replay(jnp.where(inside, forced, replay.actions), replay.length + len(route))
+
+
 def carry_out(
     interface: ExpandedInterface, states: States, offered: jax.Array, replay: Replay, was: States
 ) -> States:

@@ -1,6 +1,6 @@
 """What a run reports while it trains: metrics.jsonl, a progress line, and what trackers show. Process 0 only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import importlib.util
 import json
@@ -145,6 +145,16 @@ def _drop_from(path: pathlib.Path, step: int) -> None:
     logging.warning('%s: %d damaged lines are left out', path, damaged)
 
 
+@contextlib.contextmanager
+def _whatever_becomes_of_the_terminal() -> Iterator[None]:
+  """One that is gone, or a pipe, must not end a run. tqdm keeps its lock then, for which other threads would wait."""
+  try:
+    yield
+  except OSError:
+    with contextlib.suppress(RuntimeError, AssertionError):  # not held
+      tqdm_auto.tqdm.get_lock().release()
+
+
 class ProgressBar:
   """A progress bar in terminals and notebooks; elsewhere (a log file) a plain line now and then."""
 
@@ -157,15 +167,15 @@ class ProgressBar:
     self._first, self._last = None, -math.inf
     self._bar = None
     if sys.stderr.isatty() or 'ipykernel' in sys.modules:  # a notebook's stderr is no terminal, yet it can draw
-      with contextlib.suppress(OSError):  # it draws at once
+      with _whatever_becomes_of_the_terminal():  # it draws at once
         self._bar = tqdm_auto.tqdm(total=total_steps, initial=resume_step, unit='step', dynamic_ncols=True)
     elif resume_step < total_steps:
-      with contextlib.suppress(OSError):
+      with _whatever_becomes_of_the_terminal():
         print(f'step {resume_step}/{total_steps}: compiling', file=sys.stderr, flush=True)
 
   def update(self, step: int, metrics: dict[str, Any]) -> None:
     """Shows that step `step` (from 0) is done. Metrics that have no form are ignored."""
-    with contextlib.suppress(OSError):  # a terminal or a pipe that is gone must not end the run
+    with _whatever_becomes_of_the_terminal():
       self._show(step + 1, metrics)
 
   def _show(self, done: int, metrics: dict[str, Any]) -> None:
@@ -188,5 +198,5 @@ class ProgressBar:
   def close(self) -> None:
     """Leaves the bar as it stands."""
     if self._bar is not None:
-      with contextlib.suppress(OSError):
+      with _whatever_becomes_of_the_terminal():
         self._bar.close()

@@ -1,14 +1,17 @@
 """Metrics file, events, progress, samples."""
 
+import io
 import json
 import os
 import sys
+import threading
 import time
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from earl_jax.config import Config
 from earl_jax.run import metrics
@@ -125,7 +128,7 @@ def test_damaged_lines_are_left_out(tmp_path, caplog):
 
 @pytest.mark.parametrize('notebook', [False, True])
 def test_a_pipe_that_is_gone(monkeypatch, notebook):
-  """Whoever read the progress has left: the run goes on."""
+  """Whoever read the progress has left: the run goes on, and so does what other threads have to say."""
   read, write = os.pipe()
   os.close(read)
   with open(write, 'w', encoding='utf-8') as pipe, monkeypatch.context() as patch:
@@ -139,6 +142,10 @@ def test_a_pipe_that_is_gone(monkeypatch, notebook):
     progress.close()
     with open(os.devnull, 'wb') as nowhere:
       os.dup2(nowhere.fileno(), write)
+  other = threading.Thread(target=tqdm.write, args=('', io.StringIO()), daemon=True)
+  other.start()
+  other.join(5)
+  assert not other.is_alive()
 
 
 def test_numbers_that_have_changed(tmp_path, caplog):

@@ -74,7 +74,7 @@ def test_a_policy_that_never_asks(monkeypatch):
 
 
 def test_too_many_problems():
-  with pytest.raises(UserError, match='--algorithm=sort6: it has too many problems'):
+  with pytest.raises(UserError, match='--algorithm=sort6: its problems.. lists none, and all of them have to'):
     algorithm.decision_trees(EXPERIMENT, None, Sort(6))
 
 
