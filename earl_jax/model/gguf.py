@@ -96,7 +96,7 @@ class File:
     """The vocabulary, without the rows that fill the embedding up."""
     tokens, kinds = self.fields['tokenizer.ggml.tokens'], self.fields.get('tokenizer.ggml.token_type', [])
     count = len(tokens)
-    while count == len(kinds[:count]) and count and kinds[count - 1] == UNUSED:
+    while kinds[count - 1 : count] == [UNUSED]:
       count -= 1
     return tokens[:count]
 
@@ -226,7 +226,8 @@ def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
     raise UserError(f'{where}: tokenizer.ggml.pre={cut!r}, supported is {", ".join(CUTS)}; use the Hugging Face folder '
                     'of this model')
   merges = [tuple(pair.split(' ')) for pair in field('ggml.merges', list)]
-  kinds, tokens = field('ggml.token_type', list), field('ggml.tokens', list) and file.tokens
+  kinds, _ = field('ggml.token_type', list), field('ggml.tokens', list)  # that they are there
+  tokens = file.tokens
   try:
     byte_pairs = models.BPE(
         {token: i for i, token in enumerate(tokens)}, merges, ignore_merges=cut == 'llama-bpe', fuse_unk=False

@@ -12,12 +12,13 @@ from earl_jax.tasks.base import Example, Outcome, Task
 
 __all__ = ['checked', 'mean_metrics', 'missing', 'references']
 
+# Metrics that every episode has, beside those of its task.
+GENERAL = frozenset({'decisions', 'response_length', 'calls', 'invalid_calls'})
 # What a run itself says of steps, episodes and evaluations, under names that no metric of a task may take.
 TAKEN = frozenset(
     'step stage seconds tokens tokens_per_second reward exact_match zero_reward_groups unfinished loss entropy kl '
-    'approx_kl clip_fraction gradient_norm broken_updates decisions response_length calls invalid_calls count '
-    'enumerated interval solved sampled references'.split()
-) | {f'host_{name}' for name in host.COUNTS}
+    'approx_kl clip_fraction gradient_norm broken_updates count enumerated interval solved sampled references'.split()
+) | GENERAL | {f'host_{name}' for name in host.COUNTS}
 
 
 def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
@@ -45,9 +46,9 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
 
 
 def missing(task: Task, outcome: Outcome) -> list[str]:
-  """Metrics that the task's columns, cost or proof name, and neither the outcome nor every run has."""
+  """Metrics that the task's columns, cost or proof name, and neither the outcome nor every episode has."""
   named = [column.metric for column in task.columns] + [task.cost] + ([task.proof] if task.proof else [])
-  return [name for name in dict.fromkeys(named) if name not in outcome.metrics.keys() | TAKEN]
+  return [name for name in dict.fromkeys(named) if name not in outcome.metrics.keys() | GENERAL]
 
 
 def references(task: Task, examples: Sequence[Example]) -> dict[str, dict[str, float]]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from earl_jax.config import UserError
-from earl_jax.run.rewards import checked, mean_metrics, references
-from earl_jax.tasks.base import Example, Outcome
+from earl_jax.run.rewards import checked, mean_metrics, missing, references
+from earl_jax.tasks.base import Column, Example, Outcome
 from earl_jax.tasks.sorting import Sort
 
 EXAMPLE = Example('Think.', 'Sort A, B.', {})
@@ -38,6 +38,12 @@ class Compared(Sort):
   def references(self, examples):
     spent = {'comparisons': np.sum([len(examples), 2]), 'swaps': np.float32(0.5)}
     return {'a_loop': spent, 'luck': {'swaps': self.luck}}
+
+
+def test_columns_are_of_the_outcome_or_of_every_episode():
+  task = Compared(2)
+  task.columns, task.cost, task.proof = (Column('kl', '{:.1f}'), Column('swaps', '{:.1f}')), 'calls', ''
+  assert missing(task, Outcome(1.0, True, {'swaps': 1.0})) == ['kl']  # a run says that of steps, not of episodes
 
 
 def test_references_are_plain_numbers():
