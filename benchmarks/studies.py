@@ -130,7 +130,7 @@ def tell_methods(runs: Runs, images: pathlib.Path) -> str:
     draw_methods(of_task, label, images / f'{task}.png')
     seeds = max(map(len, of_task.values()))
     parts += [
-        f'### {label}, {seeds} seed{"s" * (seeds > 1)}', methods_table(of_task),
+        f'### {task}, {seeds} seed{"s" * (seeds > 1)}', methods_table(of_task),
         f'![Greedy exact match on {label} over rollouts](images/{task}.png)',
     ]
     if planning := phrases_table(of_task):
@@ -253,7 +253,7 @@ STUDIES = {
     'methods': Study(
         'results.md',
         {
-            **_methods('embedded', ('sort4', 'countdown3'), SEEDS),
+            **_methods('embedded', ('sort4', 'sort4_shown', 'countdown3'), SEEDS),
             **_methods(
                 'embedded', ('countdown3_strict',), SEEDS, steps=200, evaluate_every=20, evaluation_prompts=512
             ),

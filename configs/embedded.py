@@ -2,10 +2,11 @@
 
   python -m earl_jax.train --config=configs/embedded.py:countdown3,earl --workdir=runs/countdown3-earl
 
-TASK,METHOD after the colon: a task sort4, countdown3, countdown3_strict (the calculator plays by the rules) or
-calc_bench, a method earl, prompt_cpo, prompt_grpo or sft_grpo. All start from the embedded base model, see the same
-problems and have the same number of rollouts and slots; sft_grpo makes its first `SFT_STEPS` steps on demonstrations,
-in place of the stages before the last. 80 steps of 256 rollouts: about 15 minutes on one CPU core. docs/results.md has
+TASK,METHOD after the colon: a task sort4, sort4_shown (of two items the first steps are demonstrated, so that tags are
+known), countdown3, countdown3_strict (the calculator plays by the rules) or calc_bench, a method earl, prompt_cpo,
+prompt_grpo or sft_grpo. All start from the embedded base model, see the same problems and have the same number of
+rollouts and slots; sft_grpo makes its first `SFT_STEPS` steps on demonstrations, in place of the stages before the
+last. 80 steps of 256 rollouts: about 15 minutes on one CPU core. docs/results.md has
 what each reaches; benchmarks/reproduce.py runs them all.
 """
 
@@ -23,6 +24,13 @@ def _sort4():
   config.steps, config.stop_at_solved, config.evaluate_every = 200, False, 20  # the same for all methods
   config.rollout.response_length = 224  # a call through tags is twice as long
   config.algorithm.rewrite_fraction = 0.2  # where a guess is often right, few groups earn nothing
+  return config
+
+
+def _sort4_shown():
+  config = _sort4()
+  first = config.curriculum[0]
+  config.curriculum = (config_lib.stage(*first['tasks'], steps=SFT_STEPS, imitate=True), *config.curriculum)
   return config
 
 
@@ -48,8 +56,8 @@ def _countdown3(strict):
 
 
 TASKS = {
-    'sort4': _sort4, 'countdown3': lambda: _countdown3(False), 'countdown3_strict': lambda: _countdown3(True),
-    'calc_bench': _calc_bench,
+    'sort4': _sort4, 'sort4_shown': _sort4_shown, 'countdown3': lambda: _countdown3(False),
+    'countdown3_strict': lambda: _countdown3(True), 'calc_bench': _calc_bench,
 }
 
 
