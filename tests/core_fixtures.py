@@ -210,6 +210,8 @@ def play(values: list[int], offered: list[str], choose: Callable[[list[int], boo
   while len(episode.response) < RESPONSE and not episode.finished:
     allowed = [ROUTES[name] for name in offered] if inside is None else legal_inside(inside, episode.state)
     legal = {texts.index(text) for text in allowed}
+    if inside is not None and not legal:
+      break
     action = choose(episode.response, inside is None, legal)
     if action is None:
       break

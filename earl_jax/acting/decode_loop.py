@@ -195,10 +195,12 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
     given = jnp.take_along_axis(rows.replay.actions, at[:, None], axis=1)[:, 0]
     action = jnp.where(old.decided < rows.replay.length, given, action)
 
-  # 2. What it does. A write that does not fit ends the episode, and its step never happened.
+  # 2. What it does. A write that does not fit ends the episode, and its step never happened. Where nothing may be
+  # chosen it ends, too.
   deciding = old.active & (old.pending_length == 0)
-  effect = batched.act(interface, deciding, old.environment, old.states, offered=rows.offered, action=action)
-  committed = deciding & (slot + effect.length <= decoding.slots)
+  able = deciding & (language | legal.any(axis=1))
+  effect = batched.act(interface, able, old.environment, old.states, offered=rows.offered, action=action)
+  committed = able & (slot + effect.length <= decoding.slots)
   ends = committed & language & jnp.isin(action, jnp.array(decoding.end_tokens, jnp.int32))
   active = old.active & (committed | ~deciding)
   pending = where_rows(committed, effect.tokens, old.pending)

@@ -67,7 +67,7 @@ class Environment(abc.ABC):
 
   @abc.abstractmethod
   def valid_actions(self, state: State) -> jax.Array:
-    """bool[A], True = allowed. At least one is True while the policy is inside the environment."""
+    """bool[A], True = allowed. Where none is while the policy is inside, the episode ends there, unfinished."""
 
   @abc.abstractmethod
   def step(self, state: State, action: jax.Array) -> tuple[Observation, State, jax.Array]:

@@ -39,7 +39,8 @@ def evaluate_policy(
 
   Returns:
     per task label: 'exact_match', 'count', 'enumerated' (all problems there are), 'interval' (Wilson, 95 %; only where
-    problems are drawn), the mean of every metric of the outcomes and, as 'solved', the same of those that are exact.
+    problems are drawn, each by itself, so that one may come twice), the mean of every metric of the outcomes and, as
+    'solved', the same of those that are exact.
   """
   found = {task.label: problems_of(experiment, task, samples, temperature) for task in tasks}
   problems = [(task, example) for task in tasks for example in found[task.label][0]]

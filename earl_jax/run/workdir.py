@@ -52,7 +52,8 @@ def claim_workdir(
   """Makes `workdir` this run's folder, or checks that it already is.
 
   Writes config.json and versions.json. Those of a run that is resumed are what it goes on with: programs that read the
-  run have the lengths of now, not those that it began with.
+  run have the lengths of now, not those that it began with. A run of which nothing has come yet owns nothing: after a
+  mistake in the config the corrected one has the folder.
 
   Args:
     workdir: created if need be.
@@ -67,17 +68,20 @@ def claim_workdir(
   """
   workdir = pathlib.Path(workdir).absolute()
   require_writable(workdir)
-  begun = (workdir / 'checkpoints').is_dir() and any((workdir / 'checkpoints').iterdir())
+  checkpoints = workdir / 'checkpoints'
+  begun = checkpoints.is_dir() and any(checkpoints.iterdir())
+  owned = begun or any(_has_text(workdir / name) for name in ('metrics.jsonl', 'evaluation.json'))
   now = {'config.json': dataclasses.asdict(config), 'versions.json': versions}
   before = {}
-  if begun or (workdir / 'config.json').exists():
+  if begun or owned and (workdir / 'config.json').exists():
     before['config.json'] = dataclasses.asdict(read_config(workdir))
-  if begun or (workdir / 'versions.json').exists():
+  if begun or owned and (workdir / 'versions.json').exists():
     before['versions.json'] = _read_json(workdir / 'versions.json')
   for name, stored in before.items():
     _require_equal(workdir / name, stored, now[name], CHANGEABLE if name == 'config.json' else ())
   if actions is not None:
-    require_actions(workdir, actions)
+    if owned:
+      require_actions(workdir, actions)
     now['actions.json'] = actions
   for name, value in now.items():
     if name not in before or _flatten(before[name]) != _flatten(value):
@@ -214,6 +218,10 @@ def replacing_file(path: pathlib.Path) -> Iterator[BinaryIO]:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def _has_text(path: pathlib.Path) -> bool:
+  return path.is_file() and path.stat().st_size > 0
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -66,9 +66,9 @@ def test_likelihoods_of_a_sampled_rollout():
   assert seen == {(True, False), (True, True), (False, True)}
 
 
-def retell(trajectory, row):
+def retell(trajectory, row, batch=None):
   """The reference episode that makes the recorded choices."""
-  ids, values, offered = core.row_problem(core.prompts(8)[2], row // core.GROUP)
+  ids, values, offered = core.row_problem(batch or core.prompts(8)[2], row // core.GROUP)
   actions = np.asarray(trajectory.actions[row, core.PROMPT:])
 
   def recorded(response, *_):
@@ -86,6 +86,20 @@ def test_writes_masks_and_states_follow_from_the_choices(make, forced):
   for row in np.flatnonzero(core.offered_rows(forced)) if forced else range(ROWS):
     core.assert_same_episode(trajectory, row, *retell(trajectory, row))
   assert (trajectory.actions >= len(core.tokenizer())).sum() > 20, 'the example hardly calls any environment'
+
+
+def test_an_episode_ends_where_nothing_may_be_chosen():
+  """Of one item there is no second one to compare it with."""
+  batch = core.prompts(8)[2]
+  batch = batch._replace(instance=batch.instance | {'count': jnp.ones(8, jnp.int32)})
+  decoding = core.experiment().decoding(core.GROUP)
+  trajectory = core.experiment().rollout(core.params(1), batch, np.arange(ROWS), jax.random.key(0), decoding=decoding)
+  stuck = 0
+  for row in range(ROWS):
+    ids, episode = retell(trajectory, row, batch)
+    core.assert_same_episode(trajectory, row, ids, episode)
+    stuck += not episode.finished and episode.state['first'] is not None and int(trajectory.end[row]) < core.SLOTS
+  assert stuck > 2, 'the example hardly comes to where nothing may be chosen'
 
 
 def test_an_environment_that_is_not_offered_is_never_entered():

@@ -113,6 +113,7 @@ def test_number_of_items(fails, tmp_path, model, n):
 def test_workdir_of_another_config(fails, tmp_path, model):
   config = tiny.parsed(model)
   claim_workdir(tmp_path, config, {'compare': 1, 'swap': 1})
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
   error = fails(train, f'--config={tiny.PATH}:{model}', f'--workdir={tmp_path}', '--config.seed=7')
   assert 'seed was 0 in this workdir and is 7 now; use another --workdir' in error
 

@@ -25,6 +25,13 @@ CONFIG = Config(curriculum=(Stage(tasks=(('sort', {'n': 2}, 1.0), ('sort', {'n':
 FILES = {'config.json', 'versions.json'}
 
 
+@pytest.fixture
+def begun(tmp_path):
+  """A workdir in which a step has been made."""
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
+  return tmp_path
+
+
 def plain(config):
   """As JSON holds it."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -43,6 +50,7 @@ def test_claim(tmp_path):
   assert curriculum[0]['tasks'] == [['sort', {'n': 2}, 1.0], ['sort', {'n': 3}, 2.0]]
   assert json.loads((workdir / 'versions.json').read_text()) == {'compare': 1}
   before = (workdir / 'config.json').read_bytes()
+  (workdir / 'metrics.jsonl').write_text('{"step": 0}\n')
   claim_workdir(workdir, CONFIG, {'compare': 1})
   assert (workdir / 'config.json').read_bytes() == before
   resumed = dataclasses.replace(CONFIG, steps=200)
@@ -51,18 +59,35 @@ def test_claim(tmp_path):
   assert (workdir / 'config.json').read_bytes() == before
   claim_workdir(workdir, resumed, {'compare': 1})
   assert plain(read_config(workdir)) == plain(resumed)  # what it goes on with
-  assert {path.name for path in workdir.iterdir()} == FILES
+  assert {path.name for path in workdir.iterdir()} == FILES | {'metrics.jsonl'}
 
 
-def test_actions_stay_what_they_were(tmp_path):
+@pytest.mark.parametrize('came', ['metrics.jsonl', 'evaluation.json', 'checkpoints/1/state'])
+def test_a_run_of_which_nothing_has_come_owns_nothing(tmp_path, came):
+  """After a mistake in its config the corrected one has the folder."""
+  claim_workdir(tmp_path, CONFIG, {'compare': 2}, None, {'compare': [' compare']})
+  (tmp_path / 'metrics.jsonl').touch()  # opened, and nothing written
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'config.json').write_text('{"cut sho')
+  corrected = dataclasses.replace(CONFIG, seed=1)
+  claim_workdir(tmp_path, corrected, {'compare': 1}, None, {'compare': [' weigh']})
+  assert plain(read_config(tmp_path)) == plain(corrected)
+  assert json.loads((tmp_path / 'versions.json').read_text()) == {'compare': 1}
+  (tmp_path / came).parent.mkdir(exist_ok=True)
+  (tmp_path / came).write_text('{}')
+  with pytest.raises(UserError, match='seed was 1 in this workdir and is 2 now'):
+    claim_workdir(tmp_path, dataclasses.replace(CONFIG, seed=2), {'compare': 1})
+
+
+def test_actions_stay_what_they_were(begun):
   actions = {'get': [' get', ' A', ' B']}
-  claim_workdir(tmp_path, CONFIG, {})  # before they were kept
+  claim_workdir(begun, CONFIG, {})  # before they were kept
   for _ in range(2):
-    claim_workdir(tmp_path, CONFIG, {}, None, actions)
+    claim_workdir(begun, CONFIG, {}, None, actions)
   for other in ([' take', ' A', ' B'], [' get', ' B', ' A'], [' get', ' A', ' B', ' C']):
     for check in (require_actions, lambda workdir, actions: claim_workdir(workdir, CONFIG, {}, None, actions)):
       with pytest.raises(UserError, match=r'actions.json: get was \[" get", " A", " B"\] in this workdir and is'):
-        check(tmp_path, {'get': other})
+        check(begun, {'get': other})
 
 
 @pytest.mark.parametrize('changed, versions, changeable, field', [
@@ -75,35 +100,35 @@ def test_actions_stay_what_they_were(tmp_path):
     ({}, {'compare': 1, 'swap': 1}, (), 'versions.json: swap was absent in'),
     ({}, {}, (), 'versions.json: compare was 1 in this workdir and is absent now'),
 ])
-def test_claim_of_another_run(tmp_path, monkeypatch, changed, versions, changeable, field):
-  claim_workdir(tmp_path, CONFIG, {'compare': 1})
+def test_claim_of_another_run(begun, monkeypatch, changed, versions, changeable, field):
+  claim_workdir(begun, CONFIG, {'compare': 1})
   monkeypatch.setattr(workdir_lib, 'CHANGEABLE', changeable)
   with pytest.raises(UserError, match=f'{field}.*use another --workdir or the same config') as error:
-    claim_workdir(tmp_path, dataclasses.replace(CONFIG, **changed), versions)
+    claim_workdir(begun, dataclasses.replace(CONFIG, **changed), versions)
   assert '\n' not in str(error.value)
 
 
-def test_what_a_resumed_run_may_change(tmp_path):
+def test_what_a_resumed_run_may_change(begun):
   """Fields, a whole group of them, and one within a group, whose other fields stay."""
-  claim_workdir(tmp_path, CONFIG, {})
+  claim_workdir(begun, CONFIG, {})
   on_host = AlgorithmConfig(reference_on_host=True)
   changes = dict(
       steps=200, stop_at_solved=True, evaluate_every=1, checkpoint_every=1, sample_every=1, evaluation_prompts=1,
       mesh=MeshConfig(2, 2, 2), remat='full', algorithm=on_host,
   )
-  claim_workdir(tmp_path, dataclasses.replace(CONFIG, **changes), {})
+  claim_workdir(begun, dataclasses.replace(CONFIG, **changes), {})
   changes['algorithm'] = dataclasses.replace(on_host, kl=0.5)
   with pytest.raises(UserError, match='algorithm.kl was 0.001 in this workdir and is 0.5 now'):
-    claim_workdir(tmp_path, dataclasses.replace(CONFIG, **changes), {})
+    claim_workdir(begun, dataclasses.replace(CONFIG, **changes), {})
 
 
 @pytest.mark.parametrize('name', sorted(FILES))
 @pytest.mark.parametrize('text, says', [('{"task":', 'is not readable'), ('[1]', 'holds no JSON object')])
-def test_claim_of_a_damaged_folder(tmp_path, name, text, says):
-  claim_workdir(tmp_path, CONFIG, {})
-  (tmp_path / name).write_text(text)
+def test_claim_of_a_damaged_folder(begun, name, text, says):
+  claim_workdir(begun, CONFIG, {})
+  (begun / name).write_text(text)
   with pytest.raises(UserError, match=f'{name} {says}') as error:
-    claim_workdir(tmp_path, CONFIG, {})
+    claim_workdir(begun, CONFIG, {})
   assert '\n' not in str(error.value)
 
 
@@ -137,39 +162,39 @@ def test_no_config(tmp_path):
     read_config(tmp_path)
 
 
-def test_a_config_of_before_a_field_existed(tmp_path):
+def test_a_config_of_before_a_field_existed(begun):
   """It is read with that field's default, and the run goes on if it has the same."""
-  claim_workdir(tmp_path, CONFIG, {})
+  claim_workdir(begun, CONFIG, {})
   def forget(config):
     del config['interface'], config['algorithm']['dual_clip'], config['curriculum'][0]['imitate'], config['mesh']
 
-  rewrite(tmp_path / 'config.json', forget)
-  assert plain(read_config(tmp_path)) == plain(CONFIG)
-  claim_workdir(tmp_path, CONFIG, {})
+  rewrite(begun / 'config.json', forget)
+  assert plain(read_config(begun)) == plain(CONFIG)
+  claim_workdir(begun, CONFIG, {})
   with pytest.raises(UserError, match='interface was "expanded" in this workdir and is "tagged" now'):
-    claim_workdir(tmp_path, dataclasses.replace(CONFIG, interface='tagged'), {})
+    claim_workdir(begun, dataclasses.replace(CONFIG, interface='tagged'), {})
 
 
-def test_a_config_with_the_former_names(tmp_path):
+def test_a_config_with_the_former_names(begun):
   config = dataclasses.replace(CONFIG, mastery_window=7, algorithm=AlgorithmConfig(rewrite_fraction=0.25))
-  claim_workdir(tmp_path, config, {})
+  claim_workdir(begun, config, {})
 
   def old(config):
     config['window'] = config.pop('mastery_window')
     config['algorithm']['fraction'] = config['algorithm'].pop('rewrite_fraction')
 
-  rewrite(tmp_path / 'config.json', old)
-  read = read_config(tmp_path)
+  rewrite(begun / 'config.json', old)
+  read = read_config(begun)
   assert (read.mastery_window, read.algorithm.rewrite_fraction) == (7, 0.25) and plain(read) == plain(config)
-  before = (tmp_path / 'config.json').read_bytes()
-  claim_workdir(tmp_path, config, {})
-  assert (tmp_path / 'config.json').read_bytes() == before
+  before = (begun / 'config.json').read_bytes()
+  claim_workdir(begun, config, {})
+  assert (begun / 'config.json').read_bytes() == before
   for change, says in (
       ({'mastery_window': 4}, 'mastery_window was 7 in this workdir and is 4 now'),
       ({'algorithm': AlgorithmConfig()}, 'algorithm.rewrite_fraction was 0.25 in this workdir and is 0.0 now'),
   ):
     with pytest.raises(UserError, match=says):
-      claim_workdir(tmp_path, dataclasses.replace(config, **change), {})
+      claim_workdir(begun, dataclasses.replace(config, **change), {})
 
 
 def test_a_config_with_a_field_that_there_is_not(tmp_path):
@@ -188,13 +213,13 @@ def test_modules_of_others(tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == FILES | {'modules.json'}
 
 
-def test_a_resumed_run_may_make_room(tmp_path):
-  claim_workdir(tmp_path, CONFIG, {})
+def test_a_resumed_run_may_make_room(begun):
+  claim_workdir(begun, CONFIG, {})
   rollout = dataclasses.replace(CONFIG.rollout, prompt_length=80, response_length=200, chunk=64)
   changed = dataclasses.replace(CONFIG, rollout=rollout, algorithm=AlgorithmConfig(micro_batch=8))
-  claim_workdir(tmp_path, changed, {})
+  claim_workdir(begun, changed, {})
   with pytest.raises(UserError, match='rollout.group was 16'):
-    claim_workdir(tmp_path, dataclasses.replace(changed, rollout=dataclasses.replace(rollout, group=8)), {})
+    claim_workdir(begun, dataclasses.replace(changed, rollout=dataclasses.replace(rollout, group=8)), {})
 
 
 @pytest.mark.parametrize('name', ['a[2]', 'a*b', 'a?b', 'a\\b', 'gs:/b', 'a\udcff', 'x/' * 1900])
