@@ -183,7 +183,7 @@ def text_row(name: str) -> Callable[[int], None]:
 
   def check(number: int) -> None:
     example = task.example(0, 'train', number)
-    states = {e.state_type.__name__: jax.tree.map(np.asarray, e.reset(example.instance)) for e in environments}
+    states = {e.state_name: jax.tree.map(np.asarray, e.reset(example.instance)) for e in environments}
     began = time.process_time()
     outcome = task.outcome(example.instance, states, text(number), True)
     require(time.process_time() - began < 1, 'a reward that takes seconds')

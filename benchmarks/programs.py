@@ -84,7 +84,7 @@ def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
   prompts = draw(experiment, stage=0, step=0).prompts
   batch = abstract_batch(abstract_rollout(experiment, params), sharding=experiment.rows)
   rows = jax.device_put(np.arange(len(batch.advantages), dtype=np.int32), experiment.rows)
-  decoding = experiment.decoding(config.group, config.temperature)
+  decoding = experiment.decoding(config.group)
   play = rollout.remembered_rollout if experiment.config.algorithm.counterfactual else rollout.rollout
   with jax.set_mesh(experiment.mesh):
     return {
@@ -103,9 +103,9 @@ def lower_resume(experiment: Experiment) -> jax.stages.Lowered:
   )
   fork = rollout.Fork(chunk, chunk, np.zeros(1, np.int32), np.int32(1), chunk >= 0)
   play = functools.partial(
-      rollout.remembered_rollout, decoding=experiment.decoding(config.group, config.temperature)
+      rollout.remembered_rollout, decoding=experiment.decoding(config.group)
   )
   with jax.set_mesh(experiment.mesh):
     played = jax.eval_shape(play, params, prompts, rows, jax.random.key(0))
-    decoding = experiment.decoding(temperature=config.temperature)
+    decoding = experiment.decoding()
     return rollout.resume.lower(params, played, prompts, fork, jax.random.key(0), decoding=decoding)

@@ -30,7 +30,7 @@ from studies import Run, Runs, STUDIES
 
 from earl_jax import config as config_lib
 from earl_jax.config import UserError
-from earl_jax.run import cli
+from earl_jax.run import cli, measure
 from earl_jax.run.curves import read_evaluation, read_run, RunMetrics
 from earl_jax.run.workdir import read_config as read_run_config
 from earl_jax.run.workdir import write_atomically
@@ -122,9 +122,12 @@ def device_kind() -> str:
 
 def finished(workdir: pathlib.Path, config: config_lib.Config) -> bool:
   """Whether a workdir's run is at its end: evaluated after all its steps, or solved. Any run can be evaluated."""
-  results = read_evaluation(workdir).values()
-  solved = config.stop_at_solved and all(result['exact_match'] == 1 for result in results)
-  return bool(results) and is_of(workdir, config) and (solved or {r['step'] for r in results} == {config.steps})
+  results = read_evaluation(workdir)
+  goal = [make_task(name, **options) for name, options, _ in config.curriculum[-1].tasks]
+  if not results.keys() >= {task.label for task in goal} or not is_of(workdir, config):
+    return False
+  solved = config.stop_at_solved and measure.is_solved(goal, results)
+  return solved or {results[task.label]['step'] for task in goal} == {config.steps}
 
 
 class Cell(NamedTuple):

@@ -164,7 +164,7 @@ def time_rollout(experiment: Experiment, params: policy.Params, repeats: int) ->
   """Tokens decoded in one rollout, and seconds of each repeat. Nothing ends a row but the end of its space."""
   rollout, seconds = experiment.config.rollout, []
   prompts, rows = draw(experiment, stage=0, step=0).prompts, np.arange(rollout.prompts * rollout.group)
-  decoding = dataclasses.replace(experiment.decoding(rollout.group, rollout.temperature), end_tokens=())
+  decoding = dataclasses.replace(experiment.decoding(rollout.group), end_tokens=())
   for repeat in range(1 + repeats):
     key = jax.random.key(repeat)
     began = time.perf_counter()

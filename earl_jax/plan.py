@@ -66,23 +66,19 @@ def table(plan: Plan, config: Config, devices: int, largest: Callable[[float], i
 
 def remedies(plan: Plan, config: Config) -> list[str]:
   """What to change, the cheapest first."""
-  changes = ['more devices, with config.mesh.fsdp as large as they are many']
-  if config.algorithm.kl and not config.algorithm.reference_on_host:
-    changes.insert(0, 'config.algorithm.reference_on_host=True')
-  if config.dtype == 'float32':
-    changes.insert(0, "config.dtype='bfloat16'")
-  if not config.lora.rank:
-    changes.insert(0, 'config.lora.rank=16')
-  if plan.update >= plan.rollout + plan.optimizer:
-    if config.remat != 'full':
-      changes.insert(0, "config.remat='full'")
-    if config.algorithm.micro_batch:
-      changes.append(f'config.algorithm.micro_batch below {config.algorithm.micro_batch}')
-  else:
-    if config.algorithm.counterfactual:
-      changes.append(f'config.rollout.chunk below {config.rollout.chunk}')
-    changes.append(f'config.rollout.prompts below {config.rollout.prompts}')
-  return changes
+  algorithm, rollout = config.algorithm, config.rollout
+  in_update = plan.update >= plan.rollout + plan.optimizer
+  changes = {  # -> whether it helps
+      "config.remat='full'": in_update and config.remat != 'full',
+      'config.lora.rank=16': not config.lora.rank,
+      "config.dtype='bfloat16'": config.dtype == 'float32',
+      'config.algorithm.reference_on_host=True': algorithm.kl and not algorithm.reference_on_host,
+      'more devices, with config.mesh.fsdp as large as they are many': True,
+      f'config.algorithm.micro_batch below {algorithm.micro_batch}': in_update and algorithm.micro_batch,
+      f'config.rollout.chunk below {rollout.chunk}': not in_update and algorithm.counterfactual,
+      f'config.rollout.prompts below {rollout.prompts}': not in_update,
+  }
+  return [change for change, helps in changes.items() if helps]
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

@@ -31,7 +31,7 @@ from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import rewards
 from earl_jax.run.experiment import EMBEDDED
-from earl_jax.tasks.base import all_problems, Call, environments_of, Example, Outcome, Task
+from earl_jax.tasks.base import all_problems, Call, environments_of, Example, Task
 
 __all__ = ['check_environment', 'check_task', 'HOSTILE_TEXTS']
 
@@ -66,9 +66,7 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
     UserError: it cannot be found or built, or its actions do not suit a tokenizer.
   """
   kind = environments_base.find(environment)
-  made = kind(_encode)
-  bound = getattr(made, 'max_observation', None)
-  _require(isinstance(bound, int), f'{kind.__name__}: __init__ sets no max_observation')
+  made = environments_base.build(kind, _encode)
   _require(isinstance(made.version, int) and made.version >= 1, f'{kind.__name__}: version is no number from 1 on')
   ActionSpace(tokenizer_lib.vocabulary_size(_tokenizer()), [made.spec], _encode)
   _require(len(instances) > 0, 'give at least one instance')
@@ -167,9 +165,7 @@ def _same(turn: Turn, other: Turn) -> bool:
   return turn._replace(valid=turn.valid.tolist()) == other._replace(valid=other.valid.tolist())
 
 
-def check_task(
-    task: Task, solve: Callable[[Example], list[str | Call]] | None = None, *, seed: int = 0, examples: int = 50
-) -> None:
+def check_task(task: Task, *, examples: int = 50) -> None:
   """Checks what every task has to keep to, on some of its examples.
 
   Examples are pure in (seed, split, index), have instances of one shape, and are in one split alone, unless all
@@ -177,9 +173,6 @@ def check_task(
   outcomes are finite, 0 without an end of sequence, and stand whatever text a policy may write.
 
   Args:
-    solve: how an example is solved, text and calls; `task.demonstration` by default, and where a task has none, this is
-      not checked.
-    seed: of the examples.
     examples: how many of each split.
 
   Raises:
@@ -188,9 +181,9 @@ def check_task(
   """
   interface = ExpandedInterface(tokenizer_lib.vocabulary_size(_tokenizer()), environments_of(task), _encode)
   drawn = {
-      split: [task.example(seed, split, index) for index in range(examples)] for split in ('train', 'test')
+      split: [task.example(0, split, index) for index in range(examples)] for split in ('train', 'test')
   }
-  _check_examples(task, drawn, seed)
+  _check_examples(task, drawn)
   example = drawn['test'][0]
   _, start = _carried_out(task, interface, example, [])
   for text in HOSTILE_TEXTS:
@@ -198,7 +191,7 @@ def check_task(
   for split, index in (('train', 0), ('train', examples - 1), ('test', 0), ('test', examples - 1)):
     example = drawn[split][index]
     try:
-      steps = solve(example) if solve else task.demonstration(seed, split, index, 0)
+      steps = task.demonstration(0, split, index, 0)
     except UserError:
       break  # it has no solver
     text, states = _carried_out(task, interface, example, steps)
@@ -207,10 +200,10 @@ def check_task(
   _check_problems(task)
 
 
-def _check_examples(task: Task, drawn: dict[str, list[Example]], seed: int) -> None:
+def _check_examples(task: Task, drawn: dict[str, list[Example]]) -> None:
   keys = {split: [_key(example) for example in examples] for split, examples in drawn.items()}
   for split, examples in drawn.items():
-    again = [_key(task.example(seed, split, index)) for index in reversed(range(len(examples)))]
+    again = [_key(task.example(0, split, index)) for index in reversed(range(len(examples)))]
     _require(again[::-1] == keys[split], f'{task.label}: example(seed, {split!r}, index) is not pure')
   both = set(keys['train']) & set(keys['test'])
   _require(
@@ -237,15 +230,15 @@ def _check_outcome(task: Task, example: Example, states: dict[str, Any], text: s
     outcome = task.outcome(example.instance, states, text, finished)
     seconds = time.monotonic() - began
     where = f'{task.label}, outcome of {text[:40]!r} ({len(text)} characters), finished={finished}'
-    _require(isinstance(outcome, Outcome), f'{where}: it is no Outcome')
     _require(seconds < SECONDS, f'{where}: it takes {seconds:.1f} s')
-    values = {'reward': outcome.reward, **outcome.metrics}
-    bad = [name for name, value in values.items() if not isinstance(value, int | float) or not math.isfinite(value)]
-    _require(not bad, f'{where}: {bad} is no finite number')
-    _require(isinstance(outcome.exact_match, bool), f'{where}: exact_match is no bool')
+    try:
+      outcome = rewards.checked(task, example, outcome)
+    except UserError as error:
+      raise AssertionError(f'{where}: {error}') from None
     worthless = not (outcome.reward or outcome.exact_match)
     _require(finished or worthless, f'{where}: an unfinished episode is worth something')
-    _require(outcome == task.outcome(example.instance, states, text, finished), f'{where}: it differs when repeated')
+    again = rewards.checked(task, example, task.outcome(example.instance, states, text, finished))
+    _require(outcome == again, f'{where}: it differs when repeated')
     missing = rewards.missing(task, outcome)
     _require(not missing, f'{where}: it has no metric {missing}, which columns, cost or proof name')
 
@@ -264,7 +257,7 @@ def _carried_out(
 ) -> tuple[str, dict[str, Any]]:
   """The text and the hidden states that a demonstration leads to, through the expanded interface."""
   instance = {name: np.asarray(x)[None] for name, x in example.instance.items()}
-  offered, script = np.ones(interface.space.num_environments, bool), interface.script(steps, _encode)
+  offered, script = np.ones(interface.space.num_environments, bool), interface.script(steps)
   try:
     [tokens], states = batched.carried_out(interface, instance, offered, [script], task.label)
   except UserError as error:

@@ -184,7 +184,7 @@ def evaluate(experiment: Experiment, params: policy.Params) -> tuple[bool, dict[
   metrics = {
       f'eval/{task.label}/{name}': results[task.label][name]
       for task in experiment.goal
-      for name in dict.fromkeys(('exact_match', *(column.metric for column in task.columns), task.cost))
+      for name in ('exact_match', *task.reported)
       if name in results[task.label]
   }
   return measure.is_solved(experiment.goal, results), metrics

@@ -142,7 +142,8 @@ def rewritten(environment: int = 1) -> tuple[jax.Array, Trajectory]:
 def rewrite(replay: Replay, key: int = 2) -> Trajectory:
   by_row = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), prompts(8)[2])
   by_row, replay = jax.device_put((by_row, replay), sharding.by_row(one_device()))  # one placement, one compilation
-  return experiment().rollout(params(1), by_row, np.arange(8 * GROUP), jax.random.key(key), replay)
+  decoding = experiment().decoding()
+  return experiment().rollout(params(1), by_row, np.arange(8 * GROUP), jax.random.key(key), replay, decoding=decoding)
 
 
 @functools.cache

@@ -64,9 +64,18 @@ def write_workdir(reproduce, workdir, arguments, exact, steps=2):
 def test_a_run_that_was_evaluated_on_its_way_is_not_finished(reproduce, tmp_path):
   config = reproduce.read_config(arguments := ('--config=configs/sort4.py',))
   assert config.stop_at_solved
-  for name, exact, steps, finished in (('way', 0.4, 60, False), ('solved', 1.0, 60, True), ('end', 0.4, 160, True)):
+  for name, exact, certified, steps, finished in (
+      ('way', 0.4, 0.4, 60, False), ('unproven', 1.0, 0.9, 60, False), ('solved', 1.0, 1.0, 60, True),
+      ('end', 0.4, 0.4, 160, True),
+  ):
     write_workdir(reproduce, tmp_path / name, arguments, exact, steps)
+    result = {'step': steps, 'exact_match': exact, 'certified': certified}
+    evaluation = {'sort': dict.fromkeys('234', result)}
+    (tmp_path / name / 'evaluation.json').write_text(json.dumps(evaluation))
     assert reproduce.finished(tmp_path / name, config) == finished, name
+    del evaluation['sort']['4']
+    (tmp_path / name / 'evaluation.json').write_text(json.dumps(evaluation))
+    assert not reproduce.finished(tmp_path / name, config), name
 
 
 def run(reproduce, monkeypatch, tmp_path, shares, *arguments):

@@ -54,14 +54,14 @@ def act(
   if asked:
     which = jnp.zeros_like(environment)
     for k, env in asked.items():  # where its reset failed it goes on saying so
-      begun = states[env.state_type.__name__].now.size > 0
+      begun = states[env.state_name].now.size > 0
       which = jnp.where(deciding & begun & (environment == k), k, which)
     local = jax.vmap(interface.local_action)(environment, action)
     states = states | _ask(functools.partial(host.stepped, asked), _of(asked, states), which > 0, (which, local))
   for k, env in known.items():
-    name, state = env.state_type.__name__, states[env.state_type.__name__]
-    repeated = jax.vmap(_repeated)(state, was[name], state.now.calls + 1)
-    states = states | {name: where_rows(deciding & (environment == k), repeated, state)}
+    state = states[env.state_name]
+    repeated = jax.vmap(_repeated)(state, was[env.state_name], state.now.calls + 1)
+    states = states | {env.state_name: where_rows(deciding & (environment == k), repeated, state)}
   return jax.vmap(interface.act)(environment, _remembered(interface, states, deciding), offered, action)
 
 
@@ -128,7 +128,7 @@ def _hosts(interface: ExpandedInterface, was: States | None) -> tuple[dict[int, 
 
 
 def _of(hosts: dict[int, OnHost], states: States) -> States:
-  return {name: states[name] for name in (env.state_type.__name__ for env in hosts.values())}
+  return {env.state_name: states[env.state_name] for env in hosts.values()}
 
 
 def _repeated(state: HostState, was: HostState, calls: jax.Array) -> HostState:
@@ -147,9 +147,9 @@ def _remembered(interface: ExpandedInterface, states: States, rows: jax.Array) -
 
   for env in interface.environments:
     if isinstance(env, OnHost) and not env.deterministic:
-      name, state = env.state_type.__name__, states[env.state_type.__name__]
+      state = states[env.state_name]
       past = where_rows(rows, jax.vmap(put)(state.past, state.now), state.past)
-      states = states | {name: state._replace(past=past)}
+      states = states | {env.state_name: state._replace(past=past)}
   return states
 
 

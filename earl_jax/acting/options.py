@@ -51,15 +51,13 @@ def options(
   length, space = scoring.prompt_length, scoring.space
   hidden = previous_hidden(params, trajectory, scoring)
   heads = gathered(policy.heads(params), scoring.model.dtype)
-  choices = Choices(*(x[:, length:] for x in (trajectory.actions, trajectory.language, trajectory.legal)))
+  choices = Choices.of(trajectory, length)
 
   def look(slot):
     hidden, choices = slot
-    # where nothing was chosen the vocabulary counts as legal, for a finite number
-    language = choices.language | (choices.actions < 0)
-    d = policy.distribution(heads, space, hidden, language, choices.legal, temperature=scoring.temperature)
+    d = choices.distribution(heads, hidden, scoring)
     logits, tokens = jax.lax.top_k(d.vocabulary, min(TOKENS, space.vocab_size))
-    possible = jnp.where(language[:, None], logits - d.log_normaliser[:, None], NEGATIVE)
+    possible = jnp.where(choices.words[:, None], logits - d.log_normaliser[:, None], NEGATIVE)
     expanded = jnp.where(choices.legal, d.expanded - d.log_normaliser[:, None], NEGATIVE)
     return tokens, possible, expanded, policy.entropy(d)
 

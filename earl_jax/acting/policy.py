@@ -41,8 +41,8 @@ def _token_rows(model: dict, space: ActionSpace) -> jax.Array:
 
 def split(params: Params) -> tuple[Params, Params]:
   """(what is trained, what is frozen): with adapters, the model is. Together they are the parameters again."""
-  frozen = {'model'} if 'adapters' in params else set()
-  return tuple({key: x for key, x in params.items() if (key in frozen) == kept} for kept in (False, True))
+  frozen = {'model': params['model']} if 'adapters' in params else {}
+  return {key: x for key, x in params.items() if key not in frozen}, frozen
 
 
 def merged(params: Params, model: transformer.ModelConfig) -> Params:

@@ -70,13 +70,26 @@ class Choices(NamedTuple):
   language: jax.Array
   legal: jax.Array
 
+  @classmethod
+  def of(cls, trajectory: Trajectory, prompt_length: int) -> 'Choices':
+    """Those of the response, which begins after the prompt's slots."""
+    return cls(*(x[:, prompt_length:] for x in (trajectory.actions, trajectory.language, trajectory.legal)))
+
+  @property
+  def words(self) -> jax.Array:
+    """bool[B, T], the vocabulary was legal. So it counts where nothing was chosen, too, for numbers to be finite."""
+    return self.language | (self.actions < 0)
+
+  def distribution(self, heads: policy.Params, hidden: jax.Array, scoring: Scoring) -> policy.Distribution:
+    """What they were chosen from, given the hidden states dtype[B, T, D] before them."""
+    return policy.distribution(heads, scoring.space, hidden, self.words, self.legal, temperature=scoring.temperature)
+
 
 def score(params: policy.Params, trajectory: Trajectory, scoring: Scoring) -> Scores:
   """The policy's scores of a trajectory's decisions."""
   length = scoring.prompt_length
   hidden = previous_hidden(params, trajectory, scoring)
-  choices = Choices(*(x[:, length:] for x in (trajectory.actions, trajectory.language, trajectory.legal)))
-  scores = score_choices(params, hidden, choices, scoring)
+  scores = score_choices(params, hidden, Choices.of(trajectory, length), scoring)
   return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (length, 0)]), scores)  # nothing is decided in a prompt
 
 
@@ -169,10 +182,7 @@ def _score(heads, hidden: jax.Array, choices: Choices, scoring: Scoring) -> Scor
   """Scores float32[C] of some choices, 0 where there is none."""
   vocab_size = scoring.space.vocab_size
   decision = choices.actions >= 0
-  # where nothing was chosen the vocabulary counts as legal: a finite number, dropped below
-  d = policy.distribution(
-      heads, scoring.space, hidden, choices.language | ~decision, choices.legal, temperature=scoring.temperature
-  )
+  d = choices.distribution(heads, hidden, scoring)
   is_token = decision & (choices.actions < vocab_size)
   return Scores(
       log_probs=jnp.where(decision, policy.log_prob(d, vocab_size, choices.actions), 0.0),

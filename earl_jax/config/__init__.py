@@ -1,7 +1,7 @@
 """Configuration: a locked ConfigDict at the edge, frozen dataclasses inside. Every bad value is named in the error."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import ml_collections
 
@@ -217,7 +217,7 @@ RENAMED = {'window': 'mastery_window', 'algorithm.fraction': 'algorithm.rewrite_
 
 def default_config() -> ml_collections.ConfigDict:
   """The defaults as a locked ConfigDict: what a config file changes and returns."""
-  return ml_collections.ConfigDict(_plain(Config())).lock()
+  return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
 
 
 def embedded_config() -> ml_collections.ConfigDict:
@@ -235,7 +235,7 @@ def embedded_config() -> ml_collections.ConfigDict:
 
 def stage(*tasks: tuple[str, dict, float], **settings) -> dict:
   """A curriculum stage for a config file; settings as in `Stage`."""
-  return {f.name: f.default for f in dataclasses.fields(Stage)} | {'tasks': tasks} | settings
+  return dataclasses.asdict(Stage()) | {'tasks': tasks} | settings
 
 
 # What sets the methods of the paper's comparison apart: (interface, CPO, supervised fine-tuning first).
@@ -322,9 +322,3 @@ def _renamed(saved: dict) -> dict:
     if isinstance(node, dict) and old_name in node:
       node.setdefault(new.split('.')[-1], node.pop(old_name))
   return names
-
-
-def _plain(value: Any) -> Any:
-  if not dataclasses.is_dataclass(value):
-    return value
-  return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

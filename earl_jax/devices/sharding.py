@@ -52,9 +52,7 @@ def mesh_sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
   sizes = [config.data, config.fsdp, config.tensor]
   if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
     raise UserError(f'config.mesh={tuple(sizes)}: use positive numbers, and -1 at most once')
-  fixed = 1
-  for size in sizes:
-    fixed *= size if size > 0 else 1
+  fixed = math.prod(size for size in sizes if size > 0)
   if count % fixed or (-1 not in sizes and fixed != count):
     raise UserError(f'config.mesh={tuple(sizes)} does not fit {count} device(s); let the product be {count}')
   return tuple(count // fixed if s == -1 else s for s in sizes)

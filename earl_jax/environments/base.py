@@ -5,8 +5,10 @@ nothing else has to be edited.
 """
 
 import abc
+import numbers
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,11 @@ class Environment(abc.ABC):
   def step(self, state: State, action: jax.Array) -> tuple[Observation, State, jax.Array]:
     """(observation, next state, exit: bool[]) after local action int32[]. exit = control returns to language."""
 
+  @property
+  def state_name(self) -> str:
+    """What its hidden state is called among those of a run: the name of its type."""
+    return self.state_type.__name__
+
   @classmethod
   def traced(cls) -> type['Environment']:
     """The class that interfaces build: this one, unless its functions are plain Python (see `host`)."""
@@ -82,7 +89,7 @@ class Environment(abc.ABC):
     """Looks at what its functions give for an instance. What they raise is raised.
 
     Raises:
-      UserError: they give other than is declared here, or no action is valid at the start.
+      UserError: they give other than is declared here.
     """
     state = jax.eval_shape(self.reset, instance)
     with finder.telling(f'environment {self.spec.name!r}'):
@@ -95,10 +102,10 @@ class Environment(abc.ABC):
       raise UserError(
           f'environment {self.spec.name!r}: step() gives {after!r:.200}; give (Observation, state, bool[])'
       )
-    tokens = jax.ShapeDtypeStruct(after[0].tokens.shape[:1], jnp.int32)
+    tokens = jax.ShapeDtypeStruct((self.max_observation,), jnp.int32)
     self._require('step()', after, (Observation(tokens, jnp.int32(0)), state, jnp.bool_(False)))
     if not np.any(self.valid_actions(self.reset(jax.tree.map(jnp.asarray, instance)))):
-      raise UserError(f'environment {self.spec.name!r}: no action is valid at the start; some has to be, inside')
+      logging.warning('environment %r: no action is valid at the start; who enters then ends there', self.spec.name)
 
   def _require(self, what: str, given: Any, expected: Any) -> None:
     """Raises UserError unless a tree of arrays has the fields, shapes and dtypes of another."""
@@ -157,9 +164,11 @@ def build(kind: type[Environment], encode: Encode) -> Environment:
   """The environment with its tables; raises UserError where it cannot be made."""
   with finder.telling(f'environment {kind.spec.name!r}'):
     made = kind(encode)
-  if not isinstance(getattr(made, 'max_observation', None), int):
+  bound = getattr(made, 'max_observation', None)
+  if not isinstance(bound, numbers.Integral) or bound < 0:
     raise UserError(
-        f'environment {kind.spec.name!r}: its __init__ sets no max_observation; set it to how many tokens step() writes'
+        f'environment {kind.spec.name!r}: its max_observation is {bound!r:.100}; let __init__ set how many tokens '
+        'step() writes at most'
     )
   return made
 

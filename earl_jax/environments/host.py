@@ -161,8 +161,8 @@ class OnHost(Environment):
     self.max_observation, self.deterministic = plain.max_observation, plain.deterministic
     self.pool = Pool(plain.threads, plain.timeout)
     self._encode, self._lock, self._reported = encode, threading.Lock(), set()
-    self._texts = {kind: self.tokens_of(text)[0] for kind, text in (('errors', plain.error_text), (
-        'timeouts', plain.timeout_text))}
+    texts = {'errors': plain.error_text, 'timeouts': plain.timeout_text}
+    self._texts = {kind: self.tokens_of(text)[0] for kind, text in texts.items()}
 
   def reset(self, instance: dict[str, jax.Array]) -> HostState:
     """The state before the host is asked."""
@@ -283,13 +283,13 @@ def stepped(environments: dict[int, OnHost], states: dict[str, Any], which: Any,
 
   def call(k: int, row: int) -> Callable[[], Turn]:
     environment = environments[k]
-    now = states[environment.state_type.__name__].now
+    now = states[environment.state_name].now
     if not environment.deterministic and now.calls[row] > environment.plain.max_calls:
       return functools.partial(_refuse, environment.plain.max_calls)
     return functools.partial(environment.proceed, now.data[row, : now.size[row]].tobytes(), int(actions[row]))
 
   for k, environment in environments.items():
-    states[environment.state_type.__name__].now.calls[rows[k]] += 1
+    states[environment.state_name].now.calls[rows[k]] += 1
   return _answered(environments, states, rows, call)
 
 
@@ -301,7 +301,7 @@ def _answered(
   batches = {k: env.pool.submit([call(k, row) for row in rows[k]]) for k, env in environments.items()}
   for k, environment in environments.items():
     for row, turn in zip(rows[k], environment.pool.collect(batches[k])):
-      environment.record(states[environment.state_type.__name__], row, turn)
+      environment.record(states[environment.state_name], row, turn)
   return states
 
 

@@ -48,10 +48,11 @@ class ExpandedInterface:
 
   def __init__(self, vocab_size: int, environments: Sequence[type[Environment]], encode: Encode):
     """Raises UserError where the tokenizer does not suit an environment."""
+    self._encode = encode
     self.environments = tuple(build(environment, encode) for environment in environments)
     types = {}
     for env in self.environments:
-      if types.setdefault(env.state_type.__name__, env.state_type) is not env.state_type:
+      if types.setdefault(env.state_name, env.state_type) is not env.state_type:
         raise UserError(
             f"environment {env.spec.name!r}: another one's state is a class {env.state_type.__name__} too; share that "
             'class, or name it otherwise'
@@ -83,12 +84,12 @@ class ExpandedInterface:
         sentences.append(f'You can {call.strip()}.')
     return ' '.join(sentences)
 
-  def script(self, steps: list[str | Call], encode: Encode) -> list[int]:
+  def script(self, steps: list[str | Call]) -> list[int]:
     """The action ids that carry out a demonstration, one decision after the other."""
     names, ids = [e.spec.name for e in self.environments], []
     for step in steps:
       if isinstance(step, str):
-        ids += encode(step)
+        ids += self._encode(step)
       else:
         if step.environment not in names:
           raise UserError(f'a demonstration calls {step.environment!r}; the environments are {", ".join(names)}')
@@ -99,7 +100,7 @@ class ExpandedInterface:
 
   def reset(self, instance: dict[str, jax.Array]) -> States:
     """Hidden states at the start of an episode; environments with the same `state_type` share one."""
-    return {e.state_type.__name__: e.reset(instance) for e in self.environments}
+    return {e.state_name: e.reset(instance) for e in self.environments}
 
   def legal(self, environment: jax.Array, states: States, offered: jax.Array) -> jax.Array:
     """bool[E]: expanded actions legal now. The vocabulary is legal exactly in language.
@@ -112,7 +113,7 @@ class ExpandedInterface:
     space = self.space
     legal = jnp.zeros(space.num_expanded, bool).at[: space.num_environments].set(offered & (environment == LANGUAGE))
     for k, (actions, env) in enumerate(zip(space.environment_actions, self.environments)):
-      valid = env.valid_actions(states[env.state_type.__name__]) & (environment == k + 1)
+      valid = env.valid_actions(states[env.state_name]) & (environment == k + 1)
       legal = legal.at[actions].max(valid)
     return legal
 
@@ -143,14 +144,14 @@ class ExpandedInterface:
     for k, env in enumerate(self.environments):
       local = jnp.asarray(self._local)[k, expanded]
       here = ~is_token & (environment == k + 1) & (local >= 0)
-      name = env.state_type.__name__
+      name = env.state_name
       observation, state, leaves = env.step(states[name], jnp.maximum(local, 0))
-      at = place - length
-      last = observation.tokens.shape[0]
+      at, last = place - length, observation.tokens.shape[0]
+      count = jnp.clip(observation.length, 0, last)
       seen = jnp.append(observation.tokens, 0)[jnp.clip(at, 0, last)]  # of an environment that writes nothing, too
-      written = jnp.where((at >= 0) & (at < observation.length), seen, tokens)
+      written = jnp.where((at >= 0) & (at < count), seen, tokens)
       out_tokens = jnp.where(here, written, out_tokens)
-      out_length = jnp.where(here, length + observation.length, out_length)
+      out_length = jnp.where(here, length + count, out_length)
       out_states[name] = jax.tree.map(lambda new, old, here=here: jnp.where(here, new, old), state, out_states[name])
       after = jnp.where(here & leaves, LANGUAGE, after)
     token = tokens.at[0].set(action)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from earl_jax.acting import policy
 from earl_jax.acting.scoring import score, Scoring
 from earl_jax.acting.trajectory import Trajectory
+from earl_jax.devices.sharding import constrain
 from earl_jax.learning.batches import at_width, Split
 
 
@@ -39,4 +40,5 @@ def log_probs(reference: policy.Params, trajectory: Trajectory, split: Split, *,
 
     return jax.lax.fori_loop(0, split.counts, micro_batch, scores), None
 
-  return jax.lax.scan(mini_batch, jnp.zeros(trajectory.tokens.shape, jnp.float32), split)[0]
+  scores = jax.lax.scan(mini_batch, jnp.zeros(trajectory.tokens.shape, jnp.float32), split)[0]
+  return constrain(scores, 'rows')  # as the update has them where there is no reference: one program

@@ -37,9 +37,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   decay = min(int(total * optimizer.decay), max(total - warm, 0))  # it ends at 0, however long the warm-up
   rate = optax.join_schedules(
       [
-          optax.linear_schedule(0.0 if warm else optimizer.learning_rate, optimizer.learning_rate, max(warm, 1)),
+          optax.linear_schedule(0.0, optimizer.learning_rate, warm),
           optax.constant_schedule(optimizer.learning_rate),
-          optax.linear_schedule(optimizer.learning_rate, 0.0, max(decay, 1)),
+          optax.linear_schedule(optimizer.learning_rate, 0.0, decay),
       ],
       [warm, max(total - decay, warm)],
   )

@@ -13,6 +13,7 @@ import tempfile
 from typing import Any
 
 from flax import traverse_util
+from huggingface_hub import split_state_dict_into_shards_factory
 import jax
 import numpy as np
 from safetensors import safe_open, SafetensorError
@@ -161,30 +162,26 @@ def write_checkpoint(
 ) -> None:
   """`save_checkpoint` into a new folder."""
   flat, sizes = traverse_util.flatten_dict(params), _axis_sizes(config)
-  parts, room = [[]], max_bytes
-  for path, x in flat.items():
-    for layer in range(x.shape[0]) if path[0] == 'layers' else [None]:
-      size = 4 * math.prod(x.shape[1:] if path[0] == 'layers' else x.shape)
-      if size > room and parts[-1]:
-        parts.append([])
-        room = max_bytes
-      parts[-1].append((path, layer))
-      room -= size
-  weight_map = {}
-  for number, part in enumerate(parts, 1):
-    file = WEIGHTS if len(parts) == 1 else f'model-{number:05}-of-{len(parts):05}.safetensors'
-    tensors = {}
-    for path, layer in part:
-      name, there, here = _source(path, layer)
-      x = np.asarray(flat[path] if layer is None else flat[path][layer])
-      shape = [math.prod(sizes[a] for a in group) for group in there.split()]
-      x = x.transpose([here.index(a) for a in there.replace(' ', '')]).reshape(shape)
-      tensors[name] = np.ascontiguousarray(x, np.float32)
-    save_file(tensors, folder / file, metadata={'format': 'pt'})
-    weight_map |= dict.fromkeys(tensors, file)
-  if len(parts) > 1:
-    total = 4 * sum(math.prod(x.shape) for x in flat.values())
-    _write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+  places = {_source(*place)[0]: place for place in _tensors(flat)}
+
+  def stored(path, layer):
+    _, there, here = _source(path, layer)
+    x = np.asarray(flat[path] if layer is None else flat[path][layer])
+    shape = [math.prod(sizes[a] for a in group) for group in there.split()]
+    x = x.transpose([here.index(a) for a in there.replace(' ', '')]).reshape(shape)
+    return np.ascontiguousarray(x, np.float32)
+
+  def bytes_of(place):
+    path, layer = place
+    return 4 * math.prod(flat[path].shape[layer is not None :])
+
+  files = split_state_dict_into_shards_factory(
+      places, get_storage_size=bytes_of, filename_pattern='model{suffix}.safetensors', max_shard_size=max_bytes
+  )
+  for file, names in files.filename_to_tensors.items():  # one file at a time is in memory
+    save_file({name: stored(*places[name]) for name in names}, folder / file, metadata={'format': 'pt'})
+  if files.is_sharded:
+    _write_json(folder / INDEX, {'metadata': files.metadata, 'weight_map': files.tensor_to_filename})
   _write_json(folder / 'config.json', config_fields(config) | {'eos_token_id': eos_token_id})
 
 
@@ -231,6 +228,13 @@ def abstract_params(config: ModelConfig, dtype: str = 'float32') -> dict:
   return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
+def _tensors(flat: dict[tuple[str, ...], Any]) -> Iterator[tuple[tuple[str, ...], int | None]]:
+  """What a checkpoint has as a tensor each: the path of a parameter and, where layers are stacked, which layer."""
+  for path, x in flat.items():
+    for layer in range(x.shape[0]) if path[0] == 'layers' else [None]:
+      yield path, layer
+
+
 def _source(path: tuple[str, ...], layer: int | None) -> tuple[str, str, str]:
   """Name there, axes there, axes here; of one layer, of those that are stacked."""
   if layer is None:
@@ -250,28 +254,26 @@ def _check(folder: pathlib.Path, files: dict[str, pathlib.Path], config: ModelCo
   """Raises UserError unless the files hold the tensors of the model in their shapes, and no others."""
   where, sizes, opened = f'model {str(folder)!r}', _axis_sizes(config), functools.cache(_open)
   unknown = set(files)
-  for path, x in shapes.items():
-    for layer in range(x.shape[0]) if path[0] == 'layers' else [None]:
-      name, there, _ = _source(path, layer)
-      if name not in files:
-        hint = 'if it shares the embedding, set tie_word_embeddings' if name == 'lm_head.weight' else 'copy it again'
-        raise UserError(f'{where}: config.json asks for tensor {name!r}, which the weights lack; {hint}')
-      try:
-        tensor = opened(files[name]).get_slice(name)
-      except SafetensorError as error:
-        raise UserError(f'{where}: tensor {name!r}: {first_line(error)}; copy weights and index again') from None
-      shape, expected = tuple(tensor.get_shape()), tuple(math.prod(sizes[a] for a in g) for g in there.split())
-      if shape != expected:
-        raise UserError(
-            f'{where}: tensor {name!r} has shape {shape}, config.json asks for {expected}; '
-            'copy weights and config.json again'
-        )
-      if tensor.get_dtype() not in FLOATS:
-        raise UserError(
-            f'{where}: tensor {name!r} holds {tensor.get_dtype()}, supported is F32, F16 or BF16; use a checkpoint '
-            'that is not quantised'
-        )
-      unknown.discard(name)
+  for name, there, _ in (_source(*place) for place in _tensors(shapes)):
+    if name not in files:
+      hint = 'if it shares the embedding, set tie_word_embeddings' if name == 'lm_head.weight' else 'copy it again'
+      raise UserError(f'{where}: config.json asks for tensor {name!r}, which the weights lack; {hint}')
+    try:
+      tensor = opened(files[name]).get_slice(name)
+    except SafetensorError as error:
+      raise UserError(f'{where}: tensor {name!r}: {first_line(error)}; copy weights and index again') from None
+    shape, expected = tuple(tensor.get_shape()), tuple(math.prod(sizes[a] for a in g) for g in there.split())
+    if shape != expected:
+      raise UserError(
+          f'{where}: tensor {name!r} has shape {shape}, config.json asks for {expected}; '
+          'copy weights and config.json again'
+      )
+    if tensor.get_dtype() not in FLOATS:
+      raise UserError(
+          f'{where}: tensor {name!r} holds {tensor.get_dtype()}, supported is F32, F16 or BF16; use a checkpoint '
+          'that is not quantised'
+      )
+    unknown.discard(name)
   for name in sorted(unknown):
     if name != HEAD and not name.endswith(ROTATION):
       raise UserError(

@@ -94,7 +94,7 @@ def _play(experiment: Experiment, params: policy.Params, environment: int) -> In
   prompts = experiment.encode_prompts([task] * len(examples), examples)
   prompts = rows.take(prompts, ids // group, experiment.rows)
   key = jax.random.fold_in(jax.random.key(config.seed), environment)
-  decoding = experiment.decoding(temperature=config.rollout.temperature)
+  decoding = experiment.decoding()
   trajectory = experiment.rollout(params, prompts, ids, key, replay, decoding=decoding)
   with jax.set_mesh(experiment.mesh):
     return jax.tree.map(processes.whole, _look(params, trajectory, scoring=experiment.scoring))

@@ -49,10 +49,8 @@ class Checkpointer:
       frozen: arrays that the state goes with and that are not saved: it is only read back beside the same ones.
 
     Raises:
-      UserError: the folder cannot be written to, or `keep` is below 1.
+      UserError: the folder cannot be written to.
     """
-    if keep < 1:
-      raise UserError(f'keep={keep}: a run needs at least one checkpoint; choose keep >= 1')
     self._directory = pathlib.Path(workdir).absolute() / name
     self._frozen = int(_sum_bits(frozen)) if jax.tree.leaves(frozen) else None
     require_plain(self._directory)
@@ -204,11 +202,7 @@ class Checkpointer:
       how = ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True)
     restored = self._manager.restore(step, args=ocp.args.Composite(state=how, meta=ocp.args.JsonRestore()))
     meta, saved = restored.meta['meta'], restored.meta['checksum']
-    parts = _parts(restored.state)
-    if isinstance(saved, list):  # as older programs wrote it: of the whole state, and of meta
-      saved = {'': saved[1]} | ({'state': saved[0]} if part is None else {})
-      parts = {'state': restored.state} if part is None else {}
-    found = _sums(parts) | {'': _sum_text(meta)}
+    found = _sums(_parts(restored.state)) | {'': _sum_text(meta)}
     if any(saved.get(name) != value for name, value in found.items()):
       raise ValueError('checksum differs: damaged data, or other dtypes than were saved')
     if restored.meta.get('frozen') != self._frozen:

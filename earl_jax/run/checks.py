@@ -13,7 +13,6 @@ import numpy as np
 
 from earl_jax import finder
 from earl_jax.acting import batched
-from earl_jax.action_space import Encode
 from earl_jax.config import Config, UserError
 from earl_jax.environments.host import OnHost
 from earl_jax.interfaces.expanded import ExpandedInterface
@@ -77,7 +76,7 @@ def check_outcomes(examples: dict[str, Example], tasks: list[Task], interface: E
     if any(isinstance(environment, OnHost) for environment in environments):
       continue
     instance = jax.tree.map(jnp.asarray, example.instance)
-    states = {environment.state_type.__name__: environment.reset(instance) for environment in environments}
+    states = {environment.state_name: environment.reset(instance) for environment in environments}
     with finder.telling(f'task {task.label}, its outcome()'):
       outcome = task.outcome(example.instance, jax.tree.map(np.asarray, states), '', False)
     if missing := rewards.missing(task, rewards.checked(task, example, outcome)):
@@ -119,12 +118,11 @@ def check_prompt(config: Config, label: str, length: int) -> None:
 
 
 def check_demonstrations(
-    config: Config, stages: Stages, interface: ExpandedInterface, encode: Encode, examples: dict[str, Example]
+    config: Config, stages: Stages, interface: ExpandedInterface, examples: dict[str, Example]
 ) -> None:
   """Raises UserError where a demonstration that is to be imitated is not legal or has no room; looks at some.
 
   Args:
-    encode: token ids of a text.
     examples: one of every task, by its label.
   """
   fields = instance_fields(examples)
@@ -134,7 +132,7 @@ def check_demonstrations(
     for index in range(TRAINED_ON):
       with finder.telling(f'task {task.label}'):
         steps = task.demonstration(config.seed, 'train', index, index % config.rollout.group)
-        scripts.append(interface.script(steps, encode))
+        scripts.append(interface.script(steps))
         instances.append(task.example(config.seed, 'train', index).instance)
     offered = interface.offers(environment_names(task))
     tokens, _ = batched.carried_out(interface, side_by_side(instances, fields), offered, scripts, task.label)

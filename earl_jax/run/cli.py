@@ -74,7 +74,7 @@ def _run(
     argv: list[str],
 ) -> int:
   logging.set_verbosity(logging.WARNING)
-  logging.get_absl_logger().addFilter(_is_not_told_otherwise)
+  logging.get_absl_logger().addFilter(_is_logged)
   sys.unraisablehook = _tell_own_errors
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):
@@ -92,7 +92,7 @@ def _run(
   return main(values) or 0
 
 
-def _is_not_told_otherwise(record: Any) -> bool:
+def _is_logged(record: Any) -> bool:
   """Whether a record is logged: what Orbax's threads log of an error is raised as well, and told in one line then."""
   return not ('orbax' in record.pathname and record.levelname in ('ERROR', 'CRITICAL'))
 

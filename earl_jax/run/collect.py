@@ -1,6 +1,5 @@
 """One batch of experience: rollouts, rewards, counterfactual rewrites, advantages; or demonstrations."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ from earl_jax.config import UserError
 from earl_jax.devices import processes
 from earl_jax.devices import rows as rows_lib
 from earl_jax.learning.advantages import counterfactual_advantages, group_advantages
-from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 from earl_jax.run.progress import Progress
@@ -62,7 +60,7 @@ def collect(experiment: Experiment, params: policy.Params, problems: Problems, p
   rewrites = config.algorithm.counterfactual and not imitates and bool(experiment.interface.environments)
 
   # Episodes.
-  decoding, memory = experiment.decoding(config.rollout.group, config.rollout.temperature), None
+  decoding, memory = experiment.decoding(config.rollout.group), None
   if imitates:
     factual = demonstrate(experiment, params, problems)
   elif rewrites:
@@ -123,7 +121,7 @@ def demonstrate(experiment: Experiment, params: policy.Params, problems: Problem
   """
   config, length = experiment.config, experiment.config.rollout.response_length
   group, size, tasks = config.rollout.group, config.rollout.chunk, problems.tasks
-  decoding = experiment.decoding(temperature=config.rollout.temperature)
+  decoding = experiment.decoding()
   parts, lengths_of_all = [], []
   for first in range(0, len(tasks) * group, size):
     rows = np.arange(first, first + size)
@@ -149,13 +147,12 @@ def _scripts(experiment: Experiment, problems: Problems, rows: np.ndarray) -> tu
   Of several processes each makes those on its devices. One that is too long is left out, but its length says so.
   """
   config = experiment.config
-  encode = functools.partial(tokenizer_lib.encode, experiment.tokenizer)
   scripts = np.zeros((len(rows), config.rollout.response_length), np.int32)
   lengths = np.zeros(len(rows), np.int32)
   for place in processes.held_rows(experiment.rows, len(rows)):
     i, variant = divmod(int(rows[place]), config.rollout.group)
     demonstration = problems.tasks[i].demonstration(config.seed, 'train', problems.first + i, variant)
-    ids = [*experiment.interface.script(demonstration, encode), experiment.tokenizer.eos_token_id]
+    ids = [*experiment.interface.script(demonstration), experiment.tokenizer.eos_token_id]
     if len(ids) <= scripts.shape[1]:
       scripts[place, : len(ids)] = ids
     lengths[place] = len(ids)

@@ -123,15 +123,13 @@ def draw_band(
     measured = row[np.isfinite(row)]
     row[len(run.lines):] = measured[-1] if len(measured) else np.nan
   x, values = longest.rollouts[shown], values[:, shown]
-  known = np.isfinite(values)
-  mean = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+  mean = np.nanmean(values, axis=0)
   if marker:
     axes.plot(x, mean, marker, color=color, markersize=4.5, markeredgewidth=0, label=label, zorder=3)
     return
   axes.plot(x, mean, color=color, linewidth=1.8, label=label)
   if len(runs) > 1:
-    low, high = np.where(known, values, np.inf).min(axis=0), np.where(known, values, -np.inf).max(axis=0)
-    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    axes.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=color, alpha=0.18, linewidth=0)
 
 
 def tasks_of(line: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from earl_jax.action_space import ActionSpace, LANGUAGE
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.figures import COLORS, matplotlib, new_figure, save
 
-__all__ = ['Decision', 'decisions', 'draw_episode', 'episode_html', 'Piece', 'pieces', 'visible']
+__all__ = ['as_text', 'Decision', 'decisions', 'draw_episode', 'episode_html', 'Piece', 'pieces', 'visible']
 
 TEXT = '#1f2328'  # inside boxes, which bring their own background
 PROMPT = -1  # what `Piece.environment` says of the prompt
@@ -64,6 +64,19 @@ def decisions(experiment: Experiment, episode: Trajectory) -> list[Decision]:
                language=language, environment=environment)
       for slot, written, until, action, language, environment in _spans(episode, experiment.interface.space)
   ]
+
+
+def as_text(experiment: Experiment, episode: Trajectory) -> str:
+  """One episode (`Trajectory.row`): prompt, then the response, with what stands inside environments in [brackets]."""
+  decode, space, tokens = experiment.tokenizer.decode, experiment.interface.space, episode.tokens
+  text, inside = decode(tokens[episode.start : experiment.config.rollout.prompt_length]) + '⏎', False
+  for slot, until, _, language, environment in zip(*walk(episode, space)):
+    if language and inside:
+      text, inside = text + ']', False
+    if language and environment:
+      text, inside = text + f'[{space.specs[environment - 1].name}:', True
+    text += decode(tokens[slot:until])
+  return text + ']' * inside
 
 
 def draw_episode(experiment: Experiment, trajectory: Trajectory, row: int, path: str | pathlib.Path) -> None:

@@ -83,8 +83,10 @@ class Experiment:
         rows_per_prompt=rows_per_prompt(self.config), temperature=self.config.rollout.temperature,
     )
 
-  def decoding(self, group: int = 1, temperature: float = 1.0) -> Decoding:
-    """What the decode loop has to know of the run."""
+  def decoding(self, group: int = 1, temperature: float | None = None) -> Decoding:
+    """What the decode loop has to know of the run, whose temperature it has by default."""
+    if temperature is None:
+      temperature = self.config.rollout.temperature
     return Decoding(
         model=self.model, interface=self.interface, end_tokens=self.end_tokens,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
@@ -164,17 +166,16 @@ class Experiment:
   def check_problems(self) -> None:
     """Raises UserError where problems of some stage cannot be carried out, see `checks`."""
     check_prompts(self.config, self.stages, self.prompt)
-    encode = functools.partial(tokenizer_lib.encode, self.tokenizer)
-    check_demonstrations(self.config, self.stages, self.interface, encode, self.first_examples)
+    check_demonstrations(self.config, self.stages, self.interface, self.first_examples)
 
   def rollout(
       self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array,
-      replay: Replay | None = None, *, decoding: Decoding | None = None,
+      replay: Replay | None = None, *, decoding: Decoding,
   ) -> Trajectory:
-    """`rollout.rollout` under this run's mesh, over which rows are shared out; with `decoding()` by default."""
+    """`rollout.rollout` under this run's mesh, over which rows are shared out."""
     row_ids = processes.place(np.asarray(row_ids, np.int32), self.rows)
     with jax.set_mesh(self.mesh):
-      return rollout_lib.rollout(params, prompts, row_ids, key, replay, decoding=decoding or self.decoding())
+      return rollout_lib.rollout(params, prompts, row_ids, key, replay, decoding=decoding)
 
   def remembered_rollout(
       self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array, *, decoding: Decoding
@@ -191,7 +192,7 @@ class Experiment:
     """Scores rows of a trajectory, in their order; of several processes each scores those that are its own.
 
     To the metrics of the task it adds what the episode spent: decisions, response_length (slots), calls of environments
-    and, of these, invalid_calls, which the end of the space cut off before they did anything.
+    and, of these, invalid_calls, which ended with the episode before they did anything.
 
     Args:
       problems: int[rows], which of `tasks` and `examples` each of the first rows belongs to; below 0 = it does not
@@ -218,19 +219,6 @@ class Experiment:
       } | host.counts(episode.states)
       results.append(outcome._replace(metrics=outcome.metrics | spent))
     return [Outcome(*outcome) for outcome in processes.gather(results, rows, np.flatnonzero(problems >= 0))]
-
-  def render(self, trajectory: Trajectory, row: int) -> str:
-    """One trajectory as text: prompt, then the response with what was written inside environments in [brackets]."""
-    episode, space = trajectory.row(row), self.interface.space
-    text = self.tokenizer.decode(episode.tokens[episode.start : self.config.rollout.prompt_length]) + '⏎'
-    open_call = False
-    for slot, until, _, language, environment in zip(*walk(episode, space)):
-      if language and open_call:
-        text, open_call = text + ']', False
-      if language and environment:
-        text, open_call = text + f'[{space.specs[environment - 1].name}:', True
-      text += self.tokenizer.decode(episode.tokens[slot:until])
-    return text + (']' if open_call else '')
 
   @functools.cached_property
   def first_examples(self) -> dict[str, Example]:

@@ -42,7 +42,7 @@ def evaluate_policy(
     problems are drawn, each by itself, so that one may come twice), the mean of every metric of the outcomes and, as
     'solved', the same of those that are exact.
   """
-  found = {task.label: problems_of(experiment, task, samples, temperature) for task in tasks}
+  found = {task.label: problems_of(experiment, task, samples, everything=temperature == 0) for task in tasks}
   problems = [(task, example) for task in tasks for example in found[task.label][0]]
   outcomes = [outcome for _, part in played(experiment, params, problems, temperature) for outcome in part]
   results = {}
@@ -60,12 +60,16 @@ def evaluate_policy(
 
 
 def problems_of(
-    experiment: Experiment, task: Task, samples: int, temperature: float = 0.0
+    experiment: Experiment, task: Task, samples: int, *, everything: bool = True
 ) -> tuple[list[Example], bool]:
-  """The problems that a task is measured on, and whether these are all there are. Arguments as in `evaluate_policy`."""
-  everything = all_problems(task) if temperature == 0 else None
-  if everything is not None:
-    return everything, True
+  """The problems that a task is measured on, and whether these are all there are.
+
+  Args:
+    samples: held-out problems that are drawn,
+    everything: unless all problems can be listed, and this asks for them.
+  """
+  if everything and (listed := all_problems(task)) is not None:
+    return listed, True
   return [task.example(experiment.config.seed, 'test', index) for index in range(samples)], False
 
 
@@ -95,8 +99,9 @@ def play_one(
   return experiment.rollout(params, prompts, np.arange(count), key, decoding=decoding)
 
 
-def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
-  """Wilson's score interval of a share, 95 % by default (Wilson 1927)."""
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+  """Wilson's score interval of a share, at 95 % (Wilson 1927)."""
+  z = 1.96  # of a normal distribution 95 % are within it
   share = successes / count
   centre = share + z**2 / (2 * count)
   spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))

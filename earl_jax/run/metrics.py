@@ -146,7 +146,7 @@ def _drop_from(path: pathlib.Path, step: int) -> None:
 
 
 @contextlib.contextmanager
-def _whatever_becomes_of_the_terminal() -> Iterator[None]:
+def _ignoring_terminal_errors() -> Iterator[None]:
   """One that is gone, or a pipe, must not end a run. tqdm keeps its lock then, for which other threads would wait."""
   try:
     yield
@@ -167,15 +167,15 @@ class ProgressBar:
     self._first, self._last = None, -math.inf
     self._bar = None
     if sys.stderr.isatty() or 'ipykernel' in sys.modules:  # a notebook's stderr is no terminal, yet it can draw
-      with _whatever_becomes_of_the_terminal():  # it draws at once
+      with _ignoring_terminal_errors():  # it draws at once
         self._bar = tqdm_auto.tqdm(total=total_steps, initial=resume_step, unit='step', dynamic_ncols=True)
     elif resume_step < total_steps:
-      with _whatever_becomes_of_the_terminal():
+      with _ignoring_terminal_errors():
         print(f'step {resume_step}/{total_steps}: compiling', file=sys.stderr, flush=True)
 
   def update(self, step: int, metrics: dict[str, Any]) -> None:
     """Shows that step `step` (from 0) is done. Metrics that have no form are ignored."""
-    with _whatever_becomes_of_the_terminal():
+    with _ignoring_terminal_errors():
       self._show(step + 1, metrics)
 
   def _show(self, done: int, metrics: dict[str, Any]) -> None:
@@ -198,5 +198,5 @@ class ProgressBar:
   def close(self) -> None:
     """Leaves the bar as it stands."""
     if self._bar is not None:
-      with _whatever_becomes_of_the_terminal():
+      with _ignoring_terminal_errors():
         self._bar.close()

@@ -47,8 +47,8 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
 
 def missing(task: Task, outcome: Outcome) -> list[str]:
   """Metrics that the task's columns, cost or proof name, and neither the outcome nor every episode has."""
-  named = [column.metric for column in task.columns] + [task.cost] + ([task.proof] if task.proof else [])
-  return [name for name in dict.fromkeys(named) if name not in outcome.metrics.keys() | GENERAL]
+  named = dict.fromkeys((*task.reported, task.proof or task.cost))
+  return [name for name in named if name not in outcome.metrics.keys() | GENERAL]
 
 
 def references(task: Task, examples: Sequence[Example]) -> dict[str, dict[str, float]]:

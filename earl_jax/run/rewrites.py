@@ -121,7 +121,7 @@ def rewrite(
   length = len(routes[choice.environment])
   route = np.zeros(max(map(len, routes)), np.int32)  # one shape, or the decode loop would be compiled again
   route[:length] = routes[choice.environment]
-  decoding = experiment.decoding(temperature=config.rollout.temperature)
+  decoding = experiment.decoding()
   for i, (chunk, real) in enumerate(chunks(choice.rows, batch, size, sharding.row_shards(experiment.mesh))):
     own = processes.place((chunk, slots[chunk], real), experiment.rows)
     fork = Fork(own[0], own[1], route, np.int32(length), own[2])

@@ -17,7 +17,7 @@ from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices import processes, sharding
 from earl_jax.devices import rows as rows_lib
 from earl_jax.run.collect import Experience
-from earl_jax.run.episodes import Decision, decisions, draw_episode, visible
+from earl_jax.run.episodes import as_text, Decision, decisions, draw_episode, visible
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import Problems
 from earl_jax.run.workdir import write_atomically
@@ -61,7 +61,10 @@ def look_at(
       looked.append(jax.tree.map(processes.whole, (part, seen)))
   if jax.process_index() != 0:
     return []
-  return [_line(experiment, problems, experience, looked, place) for place in range(len(picks))]
+  return [
+      _line(experiment, problems, experience, int(row), [jax.tree.map(lambda x, i=i: x[i], part) for part in looked])
+      for i, row in enumerate(picks)
+  ]
 
 
 def _picks(experience: Experience) -> np.ndarray:
@@ -77,17 +80,14 @@ def _picks(experience: Experience) -> np.ndarray:
 
 
 def _line(
-    experiment: Experiment, problems: Problems, experience: Experience, looked: list[tuple[Trajectory, Options]],
-    place: int,
+    experiment: Experiment, problems: Problems, experience: Experience, row: int, seen: list[tuple[Trajectory, Options]]
 ) -> dict[str, Any]:
-  row = int(_picks(experience)[place])
+  """A row of the batch; seen: its factual episode and, where the batch has some, the counterfactual one."""
   problem, rewrites = row // experiment.config.rollout.group, experience.rewrites
   outcome, advantage = experience.outcomes[row], _short(experience.advantages[row], 6)
   replaced = rewrites is not None and bool(rewrites.replaced[row])
-  played = [_episode(experiment, *jax.tree.map(lambda x: x[place], part)) for part in looked]
-  prompt = experiment.tokenizer.decode(
-      looked[0][0].tokens[place, looked[0][0].start[place] : experiment.config.rollout.prompt_length]
-  )
+  played, factual = [_episode(experiment, *part) for part in seen], seen[0][0]
+  prompt = experiment.tokenizer.decode(factual.tokens[factual.start : experiment.config.rollout.prompt_length])
   line = {
       'format': FORMAT,
       'task': problems.tasks[problem].label,
@@ -101,11 +101,10 @@ def _line(
           'metrics': {name: _short(value, 6) for name, value in outcome.metrics.items()},
       } | played[0],
       'counterfactual': None,
-      'text': experiment.render(looked[0][0], place),
+      'text': as_text(experiment, factual),
   }
   if rewrites is not None and row in rewrites.choice.rows:
-    slots, other = [x.slot for x in decisions(experiment, looked[0][0].row(place))], played[1]
-    fork = int(np.searchsorted(slots, rewrites.slots[row]))
+    other, fork = played[1], int(np.sum(factual.actions[: rewrites.slots[row]] >= 0))  # decisions before it
     line['counterfactual'] = other | {
         'reward': _short(rewrites.rewards[row], 6),
         'advantage': advantage if replaced else None,

@@ -101,8 +101,8 @@ def with_room(
     UserError: the model has not as many positions.
   """
   longest = max(
-      len(experiment.prompt(task, example)) for task in tasks for temperature in (0.0, 1.0)
-      for example in measure.problems_of(experiment, task, samples, temperature)[0]
+      len(experiment.prompt(task, example)) for task in tasks for everything in (True, False)
+      for example in measure.problems_of(experiment, task, samples, everything=everything)[0]
   )
   config, positions = experiment.config, experiment.model.max_position_embeddings
   prompt_length = max(longest, config.rollout.prompt_length)

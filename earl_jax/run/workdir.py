@@ -68,9 +68,8 @@ def claim_workdir(
   """
   workdir = pathlib.Path(workdir).absolute()
   require_writable(workdir)
-  checkpoints = workdir / 'checkpoints'
-  begun = checkpoints.is_dir() and any(checkpoints.iterdir())
-  owned = begun or any(_has_text(workdir / name) for name in ('metrics.jsonl', 'evaluation.json'))
+  begun = _holds_something(workdir / 'checkpoints')
+  owned = begun or any(_holds_something(workdir / name) for name in ('metrics.jsonl', 'evaluation.json', 'imitated'))
   now = {'config.json': dataclasses.asdict(config), 'versions.json': versions}
   before = {}
   if begun or owned and (workdir / 'config.json').exists():
@@ -169,13 +168,15 @@ def look_in_modules(workdir: str | os.PathLike) -> None:
 
 
 def require_actions(workdir: str | os.PathLike, actions: dict[str, list[str]]) -> None:
-  """Raises UserError where environments have other actions than the run was trained with, or in another order.
+  """Raises UserError where environments or their actions are others than the run was trained with, or in another order.
 
   A row of the head would then stand for something else, without a word. Older runs do not say what theirs were.
   """
   path = pathlib.Path(workdir) / 'actions.json'
   if path.exists():
-    _require_equal(path, _read_json(path), actions)
+    stored = _read_json(path)
+    _require_equal(path, stored, actions)
+    _require_equal(path, {'the order': list(stored)}, {'the order': list(actions)})
 
 
 def require_writable(directory: pathlib.Path) -> None:
@@ -220,8 +221,9 @@ def replacing_file(path: pathlib.Path) -> Iterator[BinaryIO]:
     raise
 
 
-def _has_text(path: pathlib.Path) -> bool:
-  return path.is_file() and path.stat().st_size > 0
+def _holds_something(path: pathlib.Path) -> bool:
+  """Of a folder, whether there is anything in it."""
+  return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

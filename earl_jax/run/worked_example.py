@@ -1,12 +1,9 @@
 """One solved problem for a prompt, called and written as an interface has it."""
 
-import functools
-
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.acting import batched
 from earl_jax.interfaces.expanded import ExpandedInterface
-from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.instances import instance_fields, side_by_side
 from earl_jax.tasks.base import Call, environment_names, Example, Task
 
@@ -34,7 +31,7 @@ def worked_example(
       break
   example = task.example(seed, 'train', index)
   fields = instance_fields(examples | {task.label: example})
-  script = interface.script(steps, functools.partial(tokenizer_lib.encode, tokenizer))
+  script = interface.script(steps)
   offered = interface.offers(environment_names(task))
   instance = side_by_side([example.instance], fields)
   [tokens], _ = batched.carried_out(interface, instance, offered, [script], task.label)

@@ -89,6 +89,11 @@ class Task(abc.ABC):
   cost = 'calls'
   proof = ''
 
+  @property
+  def reported(self) -> tuple[str, ...]:
+    """The metrics that evaluations tell: those of `columns`, and `cost`."""
+    return tuple(dict.fromkeys((*(column.metric for column in self.columns), self.cost)))
+
   @abc.abstractmethod
   def example(self, seed: int, split: str, index: int) -> Example:
     """The example at `index` of split 'train' or 'test'. Pure.

@@ -85,19 +85,15 @@ def _good(task: Task, outcome: Outcome) -> bool:
 
 
 def _leaf(task: Task, outcome: Outcome) -> dict[str, Any]:
-  shown = [column.metric for column in task.columns if column.metric != task.proof]
   return {
       'exact': bool(outcome.exact_match), 'good': _good(task, outcome),
-      'spent': [[name, outcome.metrics[name]] for name in dict.fromkeys([*shown, task.cost])],
+      'spent': [[name, outcome.metrics[name]] for name in task.reported if name != task.proof],
   }
 
 
 def _rows(task: Task, problems: list, outcomes: list[Outcome]) -> list[dict[str, Any]]:
   """The policy, and what the task compares it with: means of what is spent, and the most of the task's cost."""
-  means = {
-      column.metric: float(np.mean([outcome.metrics[column.metric] for outcome in outcomes])) for column in task.columns
-  }
-  means[task.cost] = float(np.mean([outcome.metrics[task.cost] for outcome in outcomes]))
+  means = {name: float(np.mean([outcome.metrics[name] for outcome in outcomes])) for name in task.reported}
   exact = float(np.mean([outcome.exact_match for outcome in outcomes]))
   worst = max(outcome.metrics[task.cost] for outcome in outcomes)
   rows = [{'name': 'policy', 'means': {'exact match': exact} | means, 'worst': worst}]

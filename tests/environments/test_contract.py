@@ -221,6 +221,13 @@ class Closed(Switch):
     return jnp.zeros(2, bool)
 
 
+class Long(Switch):
+
+  def __init__(self, encode):
+    super().__init__(encode)
+    self.max_observation -= 1
+
+
 @pytest.mark.parametrize('environment, told', [
     (Raising, 'switch.: .*test_contract.py, line .*: ValueError: boom'),
     (Branching, 'switch.: .*test_contract.py, line .*: TracerBoolConversionError: '),
@@ -229,7 +236,7 @@ class Closed(Switch):
     (Pair, r'switch.: step\(\) gives .*; give \(Observation, state, bool\[\]\)'),
     (Wide, r'switch.: valid_actions\(\) is bool\[3\]; make it bool\[2\]'),
     (Soft, r'switch.: valid_actions\(\) is float32\[2\]; make it bool\[2\]'),
-    (Closed, 'switch.: no action is valid at the start'),
+    (Long, r'switch.: step\(\)\[0\]\.tokens is int32\[\d+\]; make it int32\[\d+\]'),
 ])
 def test_what_a_run_says_of_it_before_it_begins(environment, told):
   with pytest.raises(UserError, match=f'environment .{told}') as error:
@@ -237,10 +244,21 @@ def test_what_a_run_says_of_it_before_it_begins(environment, told):
   assert '\n' not in str(error.value)
 
 
+def test_what_can_never_be_used_at_first_is_said(caplog):
+  base.build(Closed, functools.partial(tokenizer_lib.encode, tokenizer())).check({})
+  assert "environment 'switch': no action is valid at the start" in caplog.text
+
+
 class Unbounded(Switch):
 
   def __init__(self, encode):
     pass
+
+
+class Below(Switch):
+
+  def __init__(self, encode):
+    self.max_observation = -1
 
 
 class Unready(Switch):
@@ -250,8 +268,9 @@ class Unready(Switch):
 
 
 def test_what_cannot_be_built():
-  with pytest.raises(UserError, match="environment 'switch': its __init__ sets no max_observation; set it to"):
-    expanded(Unbounded)
+  for kind, bound in ((Unbounded, None), (Below, -1)):
+    with pytest.raises(UserError, match=f"environment 'switch': its max_observation is {bound}; let __init__ set"):
+      expanded(kind)
   with pytest.raises(UserError, match="environment 'switch': .*TypeError: .*positional"):
     expanded(Unready)
 

@@ -66,7 +66,7 @@ def three(self, state):
 
 def ask(environment, *actions):
   """The state of one row after these actions, and its text, as the callback works it out."""
-  name = environment.state_type.__name__
+  name = environment.state_name
   states = jax.tree.map(lambda x: np.asarray(x)[None], {name: environment.reset({})._replace(past=())})
   states = host.begun({1: environment}, states, np.ones((1, 1), bool), {k: v[None] for k, v in INSTANCE.items()})
   for action in actions:

@@ -60,7 +60,7 @@ def test_a_demonstration_is_tokenised_as_its_text(interface, tokenizer, name, op
   for index in range(12):
     demonstration = task.demonstration(0, 'train', index, variant=index)
     calls += sum(not isinstance(step, str) for step in demonstration)
-    tokens = written(interface, task, task.example(0, 'train', index), interface.script(demonstration, encode))
+    tokens = written(interface, task, task.example(0, 'train', index), interface.script(demonstration))
     text = tokenizer.decode(tokens)
     if JOINED.search(text):
       assert name in ('arithmetic', 'countdown')

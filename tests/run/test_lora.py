@@ -70,7 +70,8 @@ def test_the_first_step_is_that_of_the_base(ran, base):
   experiment, params = set_up(plain)
   with_adapters, adapted = set_up(config)
   problems = draw(experiment, 0, 0)
-  trajectory = experiment.rollout(params, problems.prompts, np.arange(4), jax.random.key(0))
+  key, decoding = jax.random.key(0), experiment.decoding()
+  trajectory = experiment.rollout(params, problems.prompts, np.arange(4), key, decoding=decoding)
   scores = [
       jax.jit(score, static_argnums=2)(p, trajectory, e.scoring)
       for p, e in ((params, experiment), (adapted, with_adapters))
@@ -85,7 +86,8 @@ def test_sampler_and_trainer_agree(ran):
   rng = np.random.default_rng(0)
   params['adapters'] = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype('f') / 4, params['adapters'])
   problems = draw(experiment, 0, 0)
-  trajectory = experiment.rollout(params, problems.prompts, np.arange(4), jax.random.key(0))
+  key, decoding = jax.random.key(0), experiment.decoding()
+  trajectory = experiment.rollout(params, problems.prompts, np.arange(4), key, decoding=decoding)
   scores = jax.jit(score, static_argnums=2)(params, trajectory, experiment.scoring)
   chosen = np.asarray(trajectory.decisions)
   assert chosen.sum() > 20

@@ -97,5 +97,5 @@ def test_problems_that_cannot_be_enumerated(run):
 
   with pytest.raises(UserError, match=r'task sort2: problems\(\) has to give its Examples, all of them, or None'):
     measure.problems_of(run[0], Odd(2), samples=4)
-  drawn, enumerated = measure.problems_of(run[0], Odd(2), samples=4, temperature=1.0)  # which asks for none
+  drawn, enumerated = measure.problems_of(run[0], Odd(2), samples=4, everything=False)  # which asks for none
   assert len(drawn) == 4 and isinstance(drawn[0], Example) and not enumerated

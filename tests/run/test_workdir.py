@@ -62,7 +62,7 @@ def test_claim(tmp_path):
   assert {path.name for path in workdir.iterdir()} == FILES | {'metrics.jsonl'}
 
 
-@pytest.mark.parametrize('came', ['metrics.jsonl', 'evaluation.json', 'checkpoints/1/state'])
+@pytest.mark.parametrize('came', ['metrics.jsonl', 'evaluation.json', 'checkpoints/1/state', 'imitated/1/state'])
 def test_a_run_of_which_nothing_has_come_owns_nothing(tmp_path, came):
   """After a mistake in its config the corrected one has the folder."""
   claim_workdir(tmp_path, CONFIG, {'compare': 2}, None, {'compare': [' compare']})
@@ -73,10 +73,18 @@ def test_a_run_of_which_nothing_has_come_owns_nothing(tmp_path, came):
   claim_workdir(tmp_path, corrected, {'compare': 1}, None, {'compare': [' weigh']})
   assert plain(read_config(tmp_path)) == plain(corrected)
   assert json.loads((tmp_path / 'versions.json').read_text()) == {'compare': 1}
-  (tmp_path / came).parent.mkdir(exist_ok=True)
+  (tmp_path / came).parent.mkdir(parents=True, exist_ok=True)
   (tmp_path / came).write_text('{}')
   with pytest.raises(UserError, match='seed was 1 in this workdir and is 2 now'):
     claim_workdir(tmp_path, dataclasses.replace(CONFIG, seed=2), {'compare': 1})
+
+
+def test_environments_stay_in_their_order(begun):
+  """A row of the head is that of the first one, whatever it is called."""
+  claim_workdir(begun, CONFIG, {}, None, {'put': [' put'], 'get': [' get']})
+  claim_workdir(begun, CONFIG, {}, None, {'put': [' put'], 'get': [' get']})
+  with pytest.raises(UserError, match=r'actions.json: the order was \["put", "get"\] in this workdir and is \["get"'):
+    claim_workdir(begun, CONFIG, {}, None, {'get': [' get'], 'put': [' put']})
 
 
 def test_actions_stay_what_they_were(begun):
