@@ -51,7 +51,7 @@ def table(plan: Plan, config: Config, devices: int, largest: Callable[[float], i
       f'  reference policy          {gib(plan.reference)}', f'  cache of keys and values  {gib(plan.cache)}',
       f'  rollout, at its peak      {gib(plan.rollout)}', f'  update, at its peak       {gib(plan.update)}',
       f'  the run, at its peak      {gib(plan.peak)}',
-      f'FLOPs a step, at most: {plan.decode_flops:.3g} in decoding, {plan.update_flops:.3g} in the update', '',
+      f'FLOPs per step, at most: {plan.decode_flops:.3g} in decoding, {plan.update_flops:.3g} in the update', '',
   ]
   fits = [name for name, size in DEVICES.items() if plan.peak <= USABLE * size * GIB]
   for name, size in DEVICES.items():
@@ -66,7 +66,7 @@ def table(plan: Plan, config: Config, devices: int, largest: Callable[[float], i
 
 def remedies(plan: Plan, config: Config) -> list[str]:
   """What to change, the cheapest first."""
-  changes = ['more devices, with config.mesh.fsdp as large as they are many']
+  changes = ['more devices, with config.mesh.fsdp set to their number']
   if config.algorithm.kl and not config.algorithm.reference_on_host:
     changes.insert(0, 'config.algorithm.reference_on_host=True')
   if config.dtype == 'float32':

@@ -69,7 +69,10 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
   made = kind(_encode)
   bound = getattr(made, 'max_observation', None)
   _require(isinstance(bound, int), f'{kind.__name__}: __init__ sets no max_observation')
-  _require(isinstance(made.version, int) and made.version >= 1, f'{kind.__name__}: version is no number from 1 on')
+  _require(
+      isinstance(made.version, int) and made.version >= 1,
+      f'{kind.__name__}: version is not a whole number of at least 1',
+  )
   ActionSpace(tokenizer_lib.vocabulary_size(_tokenizer()), [made.spec], _encode)
   _require(len(instances) > 0, 'give at least one instance')
   reached = np.zeros(len(made.spec.actions), bool)
@@ -119,7 +122,7 @@ def _check_play(environment: Environment, instance: dict[str, Any]) -> np.ndarra
   states, actions, valid, observation, leaves, _ = played
   _require(valid.any(axis=-1).all(), f'{name}: no action is valid, and the policy is inside')
   length = observation.length
-  _require((length >= 0).all() and (length <= environment.max_observation).all(), f'{name}: an observation too long')
+  _require((length >= 0).all() and (length <= environment.max_observation).all(), f'{name}: an observation is too long')
   shown = np.arange(environment.max_observation) < length[..., None]
   _require((observation.tokens[shown] >= 0).all(), f'{name}: an observation holds a negative token id')
   _require(leaves.any(), f'{name}: random play never comes back to language')
@@ -237,14 +240,14 @@ def _check_outcome(task: Task, example: Example, states: dict[str, Any], text: s
     outcome = task.outcome(example.instance, states, text, finished)
     seconds = time.monotonic() - began
     where = f'{task.label}, outcome of {text[:40]!r} ({len(text)} characters), finished={finished}'
-    _require(isinstance(outcome, Outcome), f'{where}: it is no Outcome')
+    _require(isinstance(outcome, Outcome), f'{where}: it is not an Outcome')
     _require(seconds < SECONDS, f'{where}: it takes {seconds:.1f} s')
     values = {'reward': outcome.reward, **outcome.metrics}
     bad = [name for name, value in values.items() if not isinstance(value, int | float) or not math.isfinite(value)]
-    _require(not bad, f'{where}: {bad} is no finite number')
-    _require(isinstance(outcome.exact_match, bool), f'{where}: exact_match is no bool')
+    _require(not bad, f'{where}: {bad} is not a finite number')
+    _require(isinstance(outcome.exact_match, bool), f'{where}: exact_match is not a bool')
     worthless = not (outcome.reward or outcome.exact_match)
-    _require(finished or worthless, f'{where}: an unfinished episode is worth something')
+    _require(finished or worthless, f'{where}: an unfinished episode has a reward or is exact')
     _require(outcome == task.outcome(example.instance, states, text, finished), f'{where}: it differs when repeated')
     missing = rewards.missing(task, outcome)
     _require(not missing, f'{where}: it has no metric {missing}, which columns, cost or proof name')

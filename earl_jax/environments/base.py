@@ -98,7 +98,7 @@ class Environment(abc.ABC):
     tokens = jax.ShapeDtypeStruct(after[0].tokens.shape[:1], jnp.int32)
     self._require('step()', after, (Observation(tokens, jnp.int32(0)), state, jnp.bool_(False)))
     if not np.any(self.valid_actions(self.reset(jax.tree.map(jnp.asarray, instance)))):
-      raise UserError(f'environment {self.spec.name!r}: no action is valid at the start; some has to be, inside')
+      raise UserError(f'environment {self.spec.name!r}: no action is valid at the start; allow at least one')
 
   def _require(self, what: str, given: Any, expected: Any) -> None:
     """Raises UserError unless a tree of arrays has the fields, shapes and dtypes of another."""
@@ -159,7 +159,8 @@ def build(kind: type[Environment], encode: Encode) -> Environment:
     made = kind(encode)
   if not isinstance(getattr(made, 'max_observation', None), int):
     raise UserError(
-        f'environment {kind.spec.name!r}: its __init__ sets no max_observation; set it to how many tokens step() writes'
+        f'environment {kind.spec.name!r}: its __init__ sets no max_observation; set it to the most tokens that step() '
+        'writes'
     )
   return made
 
@@ -173,7 +174,8 @@ def find(named: str | type[Environment]) -> type[Environment]:
   found = finder.find(named, Environment, _name_of).traced()
   for attribute, kind in (('spec', EnvironmentSpec), ('state_type', type)):
     if not isinstance(getattr(found, attribute, None), kind):
-      raise UserError(f'environment {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')
+      expected = 'a class' if kind is type else f'an {kind.__name__}'
+      raise UserError(f'environment {found.__name__}: its `{attribute}` must be {expected}; set it in the class')
   for action in (found.spec.routing, *found.spec.actions):
     if not isinstance(action, ActionSpec):
       raise UserError(f'environment {found.__name__}: its spec has {action!r:.100}; give an ActionSpec')

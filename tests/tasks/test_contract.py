@@ -133,7 +133,7 @@ class Repeating(Echo):
 @pytest.mark.parametrize('task, error, what', [
     (Leaky, AssertionError, 'in both splits'), (Moody, AssertionError, 'not pure'),
     (Ragged, AssertionError, 'differ in'), (Unsolved, AssertionError, 'not solved'),
-    (Fragile, ValueError, 'invalid literal'), (Evaluating, AssertionError, 'no finite'),
+    (Fragile, ValueError, 'invalid literal'), (Evaluating, AssertionError, 'not a finite'),
     (Generous, AssertionError, 'unfinished'), (Missing, AssertionError, 'no metric'),
     (Repeating, AssertionError, 'repeats itself'),
 ])
