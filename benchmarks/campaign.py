@@ -3,7 +3,7 @@
   python -m benchmarks.campaign [--only=kill,signal] [--out=benchmarks/results/campaign] [--scratch=runs/campaign]
 
 Every row is a number of draws, each made from its own number alone. A draw that is in the row's JSON file is not made
-again unless it failed, so the same command goes on after a stop, and tries again what was mended. All use the tiny
+again unless it failed, so the same command goes on after a stop, and tries again what has been fixed. All use the tiny
 config of tests/run/tiny.py, whose run takes seconds. Rows that mount a file system need the right to. At the end the
 table of docs/reliability.md is written from all JSON files there are.
 """

@@ -82,7 +82,7 @@ def damaged(
       outcome = 'recovered'
     else:
       outcome = 'recovered, with a warning'
-      assert any('metrics.jsonl: not what the run has written' in text for text in warned), f'{what}: other metrics'
+      assert any('metrics.jsonl: not what the run wrote' in text for text in warned), f'{what}: other metrics'
   except UserError as error:
     refused.append(str(error))
     outcome = 'refused'

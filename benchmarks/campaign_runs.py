@@ -69,7 +69,7 @@ class Campaign(NamedTuple):
     return tiny.parsed(self.model)
 
   def start(self, workdir: pathlib.Path, *arguments: str, processes: int = 1, limit: int = 0, **environment) -> Run:
-    """Starts training; `limit`: bytes a file may have."""
+    """Starts training; `limit`: bytes that a file may have."""
     marks = self.scratch / f'{workdir.name}.marks'
     for process in range(processes):
       marks.with_name(f'{marks.name}.{process}').unlink(missing_ok=True)

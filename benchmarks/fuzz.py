@@ -3,7 +3,7 @@
   python benchmarks/fuzz.py [--rows=actions,interfaces,texts,folders] [--count=1000 --out=FOLDER]
 
 A row plays or reads `count` cases (by default 100,000 sequences of actions for every environment and interface, 1,000
-texts for every reward, 1,000 folders), each a function of its number alone. What is found goes into one JSON file a
+texts for every reward, 1,000 folders), each a function of its number alone. What is found goes into one JSON file per
 row, written after every part: a row that was interrupted goes on where it was. Nothing but UserError may come out.
 """
 
@@ -242,7 +242,7 @@ def encode(text: str) -> list[int]:
   return tokenizer_lib.encode(tokenizer(), text)
 
 
-ROWS = {  # row -> (its cases' name -> a check of a case by number, how many by default, how many a call checks)
+ROWS = {  # row -> (its cases' name -> a check of a case by number, how many by default, how many one call checks)
     'actions': (dict.fromkeys(environments_base.available(), environment_row), 100_000, BATCH),
     'interfaces': (dict.fromkeys(INTERFACES, interface_row), 100_000, BATCH),
     'texts': (dict.fromkeys(TASKS, text_row), 1000, 1),

@@ -28,7 +28,7 @@ def define_flags(values: flags.FlagValues, out: str) -> None:
 
 
 def seeds(values: flags.FlagValues) -> list[int]:
-  """Raises UserError where they are no numbers."""
+  """Raises UserError where they are not numbers."""
   if not values.seeds or not all(seed.isdecimal() for seed in values.seeds):
     raise UserError(f'--seeds={",".join(values.seeds)}: give whole numbers, such as 0,1,2')
   return list(dict.fromkeys(map(int, values.seeds)))

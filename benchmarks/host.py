@@ -153,7 +153,7 @@ def main(values: flags.FlagValues) -> None:
       for rows in values.rows
   }
   print(grid.markdown([
-      ('rows', 'on the host: µs a pass', 'of the processor', 'of the processor, µs a call', 'jitted: µs a pass'),
+      ('rows', 'on the host: µs per pass', 'of the processor', 'of the processor, µs per call', 'jitted: µs per pass'),
       *((str(rows), *map(spread, of['Plain']), f'{np.median(of["Plain"][1]) / rows:.0f}', spread(of['Jitted'][0]))
         for rows, of in found.items()),
   ]))

@@ -80,7 +80,7 @@ def is_of(folder: pathlib.Path, config: config_lib.Config) -> bool:
 
 
 def keep(workdir: pathlib.Path, folder: pathlib.Path, arguments: tuple[str, ...]) -> None:
-  """Keeps what a finished run measured: config, evaluation, the metrics that are told, its last samples."""
+  """Keeps what a finished run measured: config, evaluation, the metrics that are reported, its last samples."""
   shutil.rmtree(folder, ignore_errors=True)
   (folder / 'samples').mkdir(parents=True)
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()]
@@ -221,7 +221,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   cli.define_config(values, argv, str(ROOT / 'configs' / 'sort4.py'))
   grid.define_flags(values, 'runs/reproduce')
   flags.DEFINE_list('only', list(STUDIES), 'Studies.', flag_values=values)
-  flags.DEFINE_bool('list', False, 'Say what is left to do, and end.', flag_values=values)
+  flags.DEFINE_bool('list', False, 'Say what is left to do, and exit.', flag_values=values)
   flags.DEFINE_string('kept', str(KEPT), 'Folder of what is kept.', flag_values=values)
   flags.DEFINE_string('docs', str(ROOT / 'docs'), 'Folder of the pages.', flag_values=values)
 
@@ -229,7 +229,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 def main(values: flags.FlagValues) -> None:
   seeds = grid.seeds(values)
   if unknown := [name for name in values.only if name not in STUDIES]:
-    raise UserError(f'--only={",".join(values.only)}: {unknown[0]!r} is none of {", ".join(STUDIES)}')
+    raise UserError(f'--only={",".join(values.only)}: {unknown[0]!r} is not one of {", ".join(STUDIES)}')
   changes = [absolute(change) for change in grid.config_arguments()]
   if own := [change for change in changes if change.lstrip('-').startswith('config=')]:
     raise UserError(f'{own[0]}: the studies have configs of their own; set fields of them with --config.<field>=value')

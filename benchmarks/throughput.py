@@ -211,7 +211,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   flags.DEFINE_string('size', None, f'Of the model: {", ".join(SIZES)}.', flag_values=values)
   flags.DEFINE_list('mesh', ['1', '-1', '1'], 'Devices along data, fsdp, tensor; -1 = the rest.', flag_values=values)
   for name, default, what in (
-      ('prompts', 16, 'Problems a step.'), ('group', 8, 'Rollouts of each.'), ('prompt_length', 64, 'Slots of it.'),
+      ('prompts', 16, 'Problems per step.'), ('group', 8, 'Rollouts of each.'), ('prompt_length', 64, 'Slots of it.'),
       ('response', 512, 'Slots of it.'), ('micro_batch', 16, 'Rows per pass.'),
       ('repeats', 5, 'Timed, after one that is not.'),
   ):

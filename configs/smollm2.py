@@ -6,7 +6,7 @@ TASK,METHOD after the colon: a task arithmetic_small, arithmetic (as published),
 sort2 or sort3, a method earl, prompt_cpo, prompt_grpo or sft_grpo. `config.model` is the model's id on the hub; with
 --config.model=… it may be its folder, or the file that docs/language_model.md gets from the package index.
 
-Adapters of rank 16 are trained on 64 short rollouts a step. arithmetic_small, 60 steps (3,840 rollouts): about
+Adapters of rank 16 are trained on 64 short rollouts per step. arithmetic_small, 60 steps (3,840 rollouts): about
 50 minutes on one CPU core beside another program. docs/language_model.md has what it reaches, and what was not run.
 """
 

@@ -30,12 +30,12 @@ def main(arguments: list[str]) -> int:
   found = programs()
   if not arguments:
     rows = '\n'.join(f'  python -m earl_jax.{name:10} {program.summary}' for name, program in found.items())
-    print(f'The programs of earl_jax. Each tells more with --help.\n\n{rows}')
+    print(f'The programs of earl_jax. Each says more with --help.\n\n{rows}')
     return 0
   name, *rest = arguments
   meant = difflib.get_close_matches(name, found, 1)
   remedy = ' '.join([f'write python -m earl_jax.{meant[0]}', *rest]) if meant else f'choose one of {", ".join(found)}'
-  print(f'error: {name!r} is no argument here; {remedy}', file=sys.stderr)
+  print(f'error: unknown program {name!r}; {remedy}', file=sys.stderr)
   return 2
 
 

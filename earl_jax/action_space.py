@@ -51,7 +51,7 @@ class EnvironmentSpec:
 def encode_action(encode: Encode, spec: ActionSpec) -> list[int]:
   tokens = encode(spec.description)
   if not tokens:
-    raise UserError(f'action {spec.description!r}: the tokenizer gives no token for it; describe it in other words')
+    raise UserError(f'action {spec.description!r}: the tokenizer makes no token of it; describe it in other words')
   if spec.init_token >= len(tokens):
     raise UserError(
         f'action {spec.description!r}: init_token={spec.init_token}, but the description has only '
@@ -67,7 +67,7 @@ def _require_distinct(spec: EnvironmentSpec, first: dict[ActionSpec, int]) -> No
   """
   if len(set(spec.actions)) < len(spec.actions):
     twice = max(spec.actions, key=spec.actions.count)
-    raise UserError(f'environment {spec.name!r}: its action {twice.description!r} is there twice; name each once')
+    raise UserError(f'environment {spec.name!r}: action {twice.description!r} is listed twice; list each once')
   seen = {}
   for action in spec.actions:
     other = seen.setdefault(first[action], action)
@@ -85,8 +85,8 @@ def _require_routes_apart(specs: Sequence[EnvironmentSpec]) -> None:
     other = entered.setdefault(spec.routing.description, spec)
     if other is not spec:
       raise UserError(
-          f'environments {other.name!r} and {spec.name!r}: both are entered by {spec.routing.description!r}; describe '
-          'one otherwise'
+          f'environments {other.name!r} and {spec.name!r}: both have the routing description '
+          f'{spec.routing.description!r}; change one of them'
       )
 
 

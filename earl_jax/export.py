@@ -54,7 +54,7 @@ def export(
   if adapters and 'adapters' not in params:
     raise UserError('--adapters: the run was trained without adapters (config.lora.rank=0); export the whole model')
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise UserError(f'--out={folder}: there is something already; choose a new folder')
+    raise UserError(f'--out={folder}: already exists; choose a new folder')
   with hf.replacing(folder) as new:
     if adapters:
       peft.write_adapters(new, params['adapters'], config.lora, config.model)
@@ -71,8 +71,8 @@ def export(
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   del argv
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values, required=True)
-  flags.DEFINE_string('out', None, 'Folder to write; a new one.', flag_values=values, required=True)
-  flags.DEFINE_bool('adapters', False, 'Write adapters alone, not the model with them.', flag_values=values)
+  flags.DEFINE_string('out', None, 'Folder to write to; a new one.', flag_values=values, required=True)
+  flags.DEFINE_bool('adapters', False, 'Write only the adapters, not the model with them.', flag_values=values)
   flags.DEFINE_float('max_gigabytes', 5.0, 'Of one file of weights.', flag_values=values)
 
 
@@ -87,8 +87,8 @@ def main(values: flags.FlagValues) -> None:
   again = AutoTokenizer.from_pretrained(out)
   texts = [action.description for action in experiment.interface.space.actions]
   if any(tokenizer_lib.encode(again, text) != tokenizer_lib.encode(experiment.tokenizer, text) for text in texts):
-    print(f'AutoTokenizer makes a {type(again).__name__} of it, which splits texts otherwise: load the tokenizer with '
-          'PreTrainedTokenizerFast')
+    print(f'AutoTokenizer makes a {type(again).__name__} of it, which splits texts differently: load the tokenizer '
+          'with PreTrainedTokenizerFast')
 
 
 if __name__ == '__main__':

@@ -40,7 +40,7 @@ def find(named: str | type, base: type, name_of: Callable[[type], str]) -> type:
   kind = base.__name__.lower()
   if isinstance(named, type):
     if not _is_kind(named, base):
-      raise UserError(f'{kind} {named.__name__}: it is no {base.__name__}; derive it from that class')
+      raise UserError(f'{kind} {named.__name__}: not a subclass of {base.__name__}; make it one')
     return named
   if not isinstance(named, str):
     raise UserError(f'{kind} {named!r}: give a name, a module path or a class')
@@ -57,10 +57,13 @@ def find(named: str | type, base: type, name_of: Callable[[type], str]) -> type:
   if not found:
     _require_whole(module, f'{kind} {named!r}', base, wanted)
   if len(found) != 1:
-    what = f'no {base.__name__} {wanted}'.rstrip() if not found else f'{len(found)} of them, expected one'
+    if found:
+      what = f'defines {len(found)} {base.__name__} classes, expected one'
+    else:
+      what = f'has no {base.__name__} named {wanted}' if wanted else f'defines no {base.__name__}'
     names = ', '.join(c.__name__ for c in _classes(module, base))
-    remedy = f'write {path}:NAME with one of {names}' if names else 'define one there, a class that derives from it'
-    raise UserError(f'{kind} {named!r}: {module.__file__ or path} defines {what}; {remedy}')
+    remedy = f'write {path}:NAME with one of {names}' if names else f'define a subclass of {base.__name__} there'
+    raise UserError(f'{kind} {named!r}: {module.__file__ or path} {what}; {remedy}')
   return found[0]
 
 
@@ -69,7 +72,7 @@ def _require_whole(module: ModuleType, where: str, base: type, wanted: str) -> N
   for c in vars(module).values():
     if inspect.isclass(c) and issubclass(c, base) and inspect.isabstract(c) and c is not base:
       if not wanted or wanted == c.__name__:
-        raise UserError(f'{where}: {c.__name__} has no {", ".join(sorted(c.__abstractmethods__))}; define it')
+        raise UserError(f'{where}: {c.__name__} does not define {", ".join(sorted(c.__abstractmethods__))}; add that')
 
 
 def available(base: type, name_of: Callable[[type], str]) -> dict[str, type]:
@@ -103,7 +106,7 @@ def _load(path: str, where: str, own: dict[str, type]) -> ModuleType:
   except ModuleNotFoundError as error:
     if error.name is not None and f'{path}.'.startswith(f'{error.name}.'):
       raise UserError(
-          f'{where} not found; known: {", ".join(sorted(own))}. Your own modules are found beside the config '
+          f'{where} not found; known: {", ".join(sorted(own))}. Your own modules are looked for beside the config '
           'file, in the folder you start from, and on PYTHONPATH'
       ) from None
     raise UserError(f'{where}: {path} cannot be imported: {told(error)}') from error

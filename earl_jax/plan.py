@@ -51,7 +51,7 @@ def table(plan: Plan, config: Config, devices: int, largest: Callable[[float], i
       f'  reference policy          {gib(plan.reference)}', f'  cache of keys and values  {gib(plan.cache)}',
       f'  rollout, at its peak      {gib(plan.rollout)}', f'  update, at its peak       {gib(plan.update)}',
       f'  the run, at its peak      {gib(plan.peak)}',
-      f'FLOPs a step, at most: {plan.decode_flops:.3g} in decoding, {plan.update_flops:.3g} in the update', '',
+      f'FLOPs per step, at most: {plan.decode_flops:.3g} in decoding, {plan.update_flops:.3g} in the update', '',
   ]
   fits = [name for name, size in DEVICES.items() if plan.peak <= USABLE * size * GIB]
   for name, size in DEVICES.items():
@@ -73,7 +73,7 @@ def remedies(plan: Plan, config: Config) -> list[str]:
       'config.lora.rank=16': not config.lora.rank,
       "config.dtype='bfloat16'": config.dtype == 'float32',
       'config.algorithm.reference_on_host=True': algorithm.kl and not algorithm.reference_on_host,
-      'more devices, with config.mesh.fsdp as large as they are many': True,
+      'more devices, with config.mesh.fsdp set to their number': True,
       f'config.algorithm.micro_batch below {algorithm.micro_batch}': in_update and algorithm.micro_batch,
       f'config.rollout.chunk below {rollout.chunk}': not in_update and algorithm.counterfactual,
       f'config.rollout.prompts below {rollout.prompts}': not in_update,

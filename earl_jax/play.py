@@ -4,7 +4,7 @@
 
 Every decision of the policy is shown with its probability and with what else was possible. In a terminal Enter shows
 the next call, and q ends it. A question of your own takes the place of the problem's; its environments stay those of
-the problem, and nothing scores the answer. With --human you choose among the legal actions, and are scored as a policy
+the problem, and the answer is not scored. With --human you choose among the legal actions, and are scored as a policy
 is: that needs no checkpoint. Colours are those of the environments; NO_COLOR in the environment leaves them out.
 """
 
@@ -64,9 +64,9 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
       'task', None, "A task's label, such as sort4; the last of the run's curriculum by default.", flag_values=values
   )
   flags.DEFINE_integer('index', 0, 'Which of its held-out problems.', 0, flag_values=values)
-  flags.DEFINE_string('question', None, "A question of your own, in the place of the problem's.", flag_values=values)
+  flags.DEFINE_string('question', None, "A question of your own, in place of the problem's.", flag_values=values)
   flags.DEFINE_bool('human', False, 'You decide.', flag_values=values)
-  flags.DEFINE_float('temperature', 0.0, 'Of the policy; 0 takes the likeliest.', 0.0, flag_values=values)
+  flags.DEFINE_float('temperature', 0.0, 'Of the policy; 0 takes the likeliest action.', 0.0, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -108,7 +108,7 @@ def find_problem(experiment: Experiment, values: flags.FlagValues) -> tuple[Expe
   length = len(experiment.prompt(task, example))
   if asked and length > longest:
     raise UserError(
-        f'--question: with it the prompt has {length} tokens, and prompts of this run have {longest} at most; ask '
+        f'--question: the prompt would have {length} tokens, and prompts of this run have at most {longest}; ask '
         'something shorter'
     )
   prompt_length = max(length, longest)
@@ -227,7 +227,7 @@ def _choose(experiment: Experiment, choices: list[Choice], inside: bool) -> list
         return tokenizer_lib.encode(experiment.tokenizer, ' ' + input('text> ').strip() + '\n')
     except EOFError:
       return None
-    print(f'{visible(answer, " ")!r} is not among them; give a number or a letter of the line')
+    print(f'{visible(answer, " ")!r} is not an option; type a number or letter from the line above')
 
 
 def _outcome(problem: Problem, states, text: str, finished: bool) -> Outcome:
@@ -242,7 +242,7 @@ def _quoted(problem: Problem) -> str:
 def _scored(problem: Problem, outcome: Outcome) -> str:
   """Reward and metrics, and what others would have spent."""
   if problem.asked:
-    return '\nnothing scores a question of your own'
+    return '\na question of your own is not scored'
   spent = '  '.join(f'{name.replace("_", " ")} {value:g}' for name, value in outcome.metrics.items())
   lines = [f'\nreward {outcome.reward:.3f}  exact match {"yes" if outcome.exact_match else "no"}  {spent}']
   for name, others in references(problem.task, [problem.example]).items():

@@ -67,7 +67,10 @@ def check_environment(environment: str | type[Environment], instances: Sequence[
   """
   kind = environments_base.find(environment)
   made = environments_base.build(kind, _encode)
-  _require(isinstance(made.version, int) and made.version >= 1, f'{kind.__name__}: version is no number from 1 on')
+  _require(
+      isinstance(made.version, int) and made.version >= 1,
+      f'{kind.__name__}: version is not a whole number of at least 1',
+  )
   ActionSpace(tokenizer_lib.vocabulary_size(_tokenizer()), [made.spec], _encode)
   _require(len(instances) > 0, 'give at least one instance')
   reached = np.zeros(len(made.spec.actions), bool)
@@ -117,7 +120,7 @@ def _check_play(environment: Environment, instance: dict[str, Any]) -> np.ndarra
   states, actions, valid, observation, leaves, _ = played
   _require(valid.any(axis=-1).all(), f'{name}: no action is valid, and the policy is inside')
   length = observation.length
-  _require((length >= 0).all() and (length <= environment.max_observation).all(), f'{name}: an observation too long')
+  _require((length >= 0).all() and (length <= environment.max_observation).all(), f'{name}: an observation is too long')
   shown = np.arange(environment.max_observation) < length[..., None]
   _require((observation.tokens[shown] >= 0).all(), f'{name}: an observation holds a negative token id')
   _require(leaves.any(), f'{name}: random play never comes back to language')
@@ -236,7 +239,7 @@ def _check_outcome(task: Task, example: Example, states: dict[str, Any], text: s
     except UserError as error:
       raise AssertionError(f'{where}: {error}') from None
     worthless = not (outcome.reward or outcome.exact_match)
-    _require(finished or worthless, f'{where}: an unfinished episode is worth something')
+    _require(finished or worthless, f'{where}: an unfinished episode has a reward or is exact')
     again = rewards.checked(task, example, task.outcome(example.instance, states, text, finished))
     _require(outcome == again, f'{where}: it differs when repeated')
     missing = rewards.missing(task, outcome)

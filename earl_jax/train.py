@@ -5,11 +5,11 @@
 The same command resumes a run that was stopped or killed, as if nothing had happened. SIGTERM and Ctrl-C save a
 checkpoint after the step in progress and exit with status 0, and so does the end of the terminal (SIGHUP); a second one
 ends at once, and so does the first while there is nothing to save. With --distributed the status is 75 then, for the
-engine that runs the job to start it again. Exit status 2: something in the command or the config has to be mended, and
+engine that runs the job to start it again. Exit status 2: something in the command or the config has to be fixed, and
 one line says what.
 
 An update that is not finite is not applied. Where they come several steps in a row the run ends with status 2; its
-newest checkpoint is from before them. One run at a time can have a workdir; other programs may read there.
+newest checkpoint is from before them. Only one run at a time can use a workdir; other programs may read there.
 
 The workdir holds config.json and versions.json (what the run is), metrics.jsonl, what the trackers keep there,
 samples/, checkpoints/ and, at the end, evaluation.json.
@@ -210,7 +210,7 @@ def final_evaluation(
 
 
 def tell(text: str) -> None:
-  """Prints, once in all processes; where nobody listens any more, nothing."""
+  """Prints, once in all processes; ignores a closed stdout."""
   if jax.process_index() == 0:
     with contextlib.suppress(OSError):
       print(text, flush=True)

@@ -2,7 +2,7 @@
 # Trains with the environment of env.sh; what every engine here starts. The exit status is that of earl_jax.train:
 #   0   finished
 #   75  stopped by a signal, and saved (with --distributed): start it again, the same workdir resumes
-#   2   something in the command or the config has to be mended first
+#   2   something in the command or the config has to be fixed first
 #
 # Variables:
 #   PYTHON  the interpreter that has earl_jax, by default `python`; for others see env.sh

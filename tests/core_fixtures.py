@@ -67,7 +67,7 @@ def one_device() -> jax.sharding.Mesh:
 
 @functools.cache
 def experiment(mesh=None, **algorithm: Any) -> Experiment:
-  """Eight problems of two rollouts a step; one device unless a mesh is given."""
+  """Eight problems of two rollouts per step; one device unless a mesh is given."""
   config = config_lib.Config(
       curriculum=(config_lib.Stage(),),
       rollout=config_lib.RolloutConfig(prompts=8, group=GROUP, prompt_length=PROMPT, response_length=RESPONSE, chunk=8),

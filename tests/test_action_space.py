@@ -55,17 +55,17 @@ def test_no_environment():
 
 
 def test_an_action_that_is_there_twice():
-  with pytest.raises(UserError, match="environment 'twice': its action ' B' is there twice; name each once"):
+  with pytest.raises(UserError, match="environment 'twice': action ' B' is listed twice; list each once"):
     ActionSpace(VOCAB, [EnvironmentSpec('twice', ActionSpec(' compare'), (A, B, IS_EVEN, B))], encode)
 
 
 def test_two_environments_that_are_entered_alike():
-  with pytest.raises(UserError, match="environments 'compare' and 'odd': both are entered by ' compare'; describe one"):
+  with pytest.raises(UserError, match="'compare' and 'odd': both have the routing description ' compare'; change one"):
     ActionSpace(VOCAB, [COMPARE, CHECK, EnvironmentSpec('odd', ActionSpec(' compare'), (A,))], encode)
 
 
 def test_action_without_tokens():
-  with pytest.raises(UserError, match="action '-': the tokenizer gives no token for it; describe it in other words"):
+  with pytest.raises(UserError, match="action '-': the tokenizer makes no token of it; describe it in other words"):
     ActionSpace(VOCAB, [EnvironmentSpec('dash', ActionSpec(' compare'), (ActionSpec('-'),))], encode)
 
 

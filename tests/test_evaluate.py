@@ -68,7 +68,7 @@ def test_a_workdir_that_cannot_be_written_to(run, monkeypatch, capsys):
   assert evaluate_in(run, monkeypatch, '--tasks=sort2', '--samples=4', '--response_length=24') == 2
   out, err = capsys.readouterr()
   assert 'sort2' in out and 'after 1 steps' in out
-  assert err == f'error: {run[0]}/evaluation.json: Read-only file system; mend that, then start again\n'
+  assert err == f'error: {run[0]}/evaluation.json: Read-only file system; fix that, then run the command again\n'
 
 
 def test_a_config_that_was_edited(run, monkeypatch, capsys, tmp_path):

@@ -213,7 +213,7 @@ def test_tagged_policies_have_no_head(run, tmp_path):
   chex.assert_trees_all_equal(set_up(again)[1], params)
   refused(run, tmp_path / 'out', "has interface='tagged', this run has 'expanded'")
   save_file({'expanded_head': np.zeros((2, 3), np.float32)}, tmp_path / 'out' / 'expanded_head.safetensors')
-  refused(run, tmp_path / 'out', 'expanded_head.safetensors has no use', interface='tagged')
+  refused(run, tmp_path / 'out', 'this run has no use for expanded_head.safetensors', interface='tagged')
 
 
 def test_nothing_is_overwritten(run, tmp_path, capsys, monkeypatch):
@@ -221,7 +221,7 @@ def test_nothing_is_overwritten(run, tmp_path, capsys, monkeypatch):
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out' / 'precious').write_text('')
   assert run_export(run[0], tmp_path / 'out') == 2
-  says = f'error: --out={tmp_path / "out"}: there is something already; choose a new folder\n'
+  says = f'error: --out={tmp_path / "out"}: already exists; choose a new folder\n'
   assert capsys.readouterr().err == says
   assert [path.name for path in (tmp_path / 'out').iterdir()] == ['precious']
   assert run_export(tmp_path, tmp_path / 'new') == 2 and not (tmp_path / 'new').exists()

@@ -55,7 +55,7 @@ def test_one_of_several_and_in_a_package(write):
   write('outside_package.__init__', 'from outside_package.tasks import Second\n')
   assert make_task('outside_package.tasks:Second', n=2).label == 'second2'
   assert make_task('outside_package:Second', n=2).label == 'second2', 'what a package offers counts when it is named'
-  with pytest.raises(UserError, match='defines 2 of them, expected one; write outside_package.tasks:NAME with one of'):
+  with pytest.raises(UserError, match='defines 2 Task classes, expected one; write outside_package.tasks:NAME with'):
     make_task('outside_package.tasks', n=2)
 
 
@@ -70,7 +70,7 @@ def test_where_modules_come_from(write, tmp_path):
 def test_a_class_that_lacks_a_function(write):
   write('outside_half', 'from earl_jax.tasks.base import Task\n\n\nclass Half(Task):\n  name = "half"\n')
   for name in ('outside_half', 'outside_half:Half'):
-    with pytest.raises(UserError, match=f"task '{name}': Half has no example, outcome; define it"):
+    with pytest.raises(UserError, match=f"task '{name}': Half does not define example, outcome; add that"):
       make_task(name)
 
 
@@ -94,7 +94,7 @@ def test_what_is_nowhere(name):
 
 
 @pytest.mark.parametrize('text, what', [
-    ('x = 1\n', 'defines no Task; define one there'),
+    ('x = 1\n', 'defines no Task; define a subclass of Task there'),
     ('def f(:\n', 'outside_bad.py, line 1: invalid syntax'),
     ('\nx = 1 / 0\n', 'outside_bad.py, line 2: ZeroDivisionError: division by zero'),
     ('import a_library_that_is_missing\n', "line 1: ModuleNotFoundError: No module named 'a_library_that_is_missing'"),
@@ -109,13 +109,13 @@ def test_modules_that_are_of_no_use(write, text, what):
 
 def test_classes_and_values_that_are_of_no_use(write):
   write('outside_one', MODULE.format(task='Mine', name='mine'))
-  with pytest.raises(UserError, match='defines no Task Yours; write outside_one:NAME with one of'):
+  with pytest.raises(UserError, match='has no Task named Yours; write outside_one:NAME with one of'):
     make_task('outside_one:Yours')
-  with pytest.raises(UserError, match='it is no Task'):
+  with pytest.raises(UserError, match='not a subclass of Task; make it one'):
     make_task(Compare)
   with pytest.raises(UserError, match='give a name, a module path or a class'):
     make_task(7)
-  with pytest.raises(UserError, match='defines no Environment; define one there'):
+  with pytest.raises(UserError, match='defines no Environment; define a subclass of Environment there'):
     environments_base.find('earl_jax.tasks.sorting')
 
 
@@ -132,7 +132,7 @@ class Bare(Task):
   def outcome(self, instance, states, text, finished):
     pass
 """)
-  with pytest.raises(UserError, match='task Bare: its `name` is no str; give the class one'):
+  with pytest.raises(UserError, match='task Bare: its `name` must be a str; set it in the class'):
     make_task('outside_bare')
 
 
@@ -171,5 +171,5 @@ def test_problems_that_are_none(problems):
     def problems(self):
       return problems
 
-  with pytest.raises(UserError, match=r'problems\(\) has to give its Examples'):
+  with pytest.raises(UserError, match=r'problems\(\) must return all of its Examples'):
     tasks_base.all_problems(Odd(2))

@@ -163,13 +163,13 @@ def test_it_is_planned(run, capsys):
 
 @pytest.mark.parametrize('change, what', [
     (("'outside_lamps:Look', 'compare'", "'outside_lamps:Look', 'outside_lamps'"), "the environment 'look' twice"),
-    (("'outside_lamps:Look'", "'outside_lamps:Looks'"), 'defines no Environment Looks'),
+    (("'outside_lamps:Look'", "'outside_lamps:Looks'"), 'has no Environment named Looks'),
     (("'outside_lamps:Look'", "'outside_nowhere'"), "environment 'outside_nowhere' not found"),
-    (("EnvironmentSpec('look'", "EnvironmentSpec('compare'"), "environment 'compare'.*have this name; rename one"),
+    (("EnvironmentSpec('look'", "EnvironmentSpec('compare'"), "environment 'compare'.*both have this name; rename one"),
     (("return base.Example(base.SYSTEM, f'Which is it, A or B? #{split}', items | {'lit': lit})",
       "return base.Example(base.SYSTEM, 'A or B?', items)"), "its instance has no 'lit', which the environment 'look'"),
     (("'outside_lamps:FindLit', {}", "'outside_lamps:FindLit', {'lamps': 3}"), 'its options: count'),
-    (("'outside_lamps:FindLit', {}", "'outside_lamps:FindDark', {}"), 'defines no Task FindDark'),
+    (("'outside_lamps:FindLit', {}", "'outside_lamps:FindDark', {}"), 'has no Task named FindDark'),
     (("items = {'values': np.arange(8, dtype=np.int32)", "items = {'values': np.arange(6, dtype=np.int32)"),
      "instance key 'values'.*rename one of the two"),
 ])

@@ -48,7 +48,7 @@ def test_somebody_plays_and_is_scored(workdir, monkeypatch, capsys):
   answer(monkeypatch, *answers)
   assert start(workdir, '--human', '--task=sort2', '--index=1') == 0
   out = capsys.readouterr().out
-  assert "'nothing' is not among them" in out and '  done' in out
+  assert "'nothing' is not an option" in out and '  done' in out
   assert f'reward 1.000  exact match yes  comparisons 1  swaps {int(swaps)}  certified 1' in out
   assert f'optimal: comparisons 1  swaps {int(swaps)}' in out
 
@@ -62,7 +62,7 @@ def test_somebody_leaves(workdir, monkeypatch, capsys, answers):
 
 @pytest.mark.parametrize('arguments, message', [
     ([], 'no checkpoint there yet'),
-    (['--human', '--question=' + 'who ' * 400], '--question: with it the prompt has'),
+    (['--human', '--question=' + 'who ' * 400], '--question: the prompt would have'),
     (['--human', '--task=sort9'], 'n=9'),
     (['--human', '--task=check'], "task 'check'"),
     (['--index=-1'], '--index=-1'),

@@ -253,7 +253,7 @@ def test_every_number_stands_in_what_was_measured():
 
 
 @pytest.mark.parametrize('argument, message', [
-    ('--only=chess', "'chess' is none of sort4"), ('--seeds=one', 'give whole numbers'),
+    ('--only=chess', "'chess' is not one of sort4"), ('--seeds=one', 'give whole numbers'),
     ('--config=configs/sort4.py', 'have configs of their own'), ('--config.step=3', "no field 'step'"),
     ('--config.curriculum[7].until=0.5', 'tuple index out of range'),
 ])

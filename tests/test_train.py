@@ -204,7 +204,7 @@ def test_a_run_that_stays_broken_ends(config, whole, tmp_path, monkeypatch):
 
 def test_one_run_at_a_time(config, whole):
   before = (whole[0] / 'metrics.jsonl').read_bytes()
-  with hold_workdir(whole[0]), pytest.raises(UserError, match=f'another run is going on there .process {os.getpid()}'):
+  with hold_workdir(whole[0]), pytest.raises(UserError, match=f'in use by another run .process {os.getpid()}'):
     train.train(config, whole[0])
   assert (whole[0] / 'metrics.jsonl').read_bytes() == before
 

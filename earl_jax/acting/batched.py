@@ -93,8 +93,8 @@ def carried_out(
     )
     for row in np.flatnonzero(deciding & ~np.asarray(allowed)):
       raise UserError(
-          f'task {label}: decision {i + 1} of a demonstration is not legal in {names[int(environment[row])]}; mend '
-          'what demonstration() gives'
+          f'task {label}: decision {i + 1} of a demonstration is not legal in {names[int(environment[row])]}; fix '
+          'what demonstration() returns'
       )
     environment, states = where_rows(
         jnp.asarray(deciding), (effect.environment, effect.states), (environment, states)
@@ -103,7 +103,7 @@ def carried_out(
     for row in np.flatnonzero(deciding):
       tokens[row] += new[row, : counts[row]].tolist()
   for inside in np.asarray(environment)[np.asarray(environment) != LANGUAGE]:
-    raise UserError(f'task {label}: a demonstration ends inside {names[inside]}; mend what demonstration() gives')
+    raise UserError(f'task {label}: a demonstration ends inside {names[inside]}; fix what demonstration() returns')
   return tokens, states
 
 

@@ -31,9 +31,10 @@ class Decoding:
     slots: T, prompt and response together.
     group: n, episodes of every prompt.
     temperature: of the policy, in recorded log-probabilities and scores too; 0 = greedy, recorded as at 1.
-    min_rows: once no more than a quarter of the rows is active, go on with those alone, and so on, but with no fewer
-      rows than this; None = always with all of them. Few long episodes then cost little, and each row stays what it is.
-    segments: how often the cache grows. All of it is read in every pass; but each time is another copy of the loop.
+    min_rows: once at most a quarter of the rows is active, decoding continues in a batch of those alone, and so on,
+      down to batches of this size; None = never. A few long episodes then cost little; results do not change.
+    segments: in how many stages the cache grows to its full length. Every pass reads the whole cache, so more stages
+      read less; each compiles the loop once more.
   """
 
   model: transformer.ModelConfig

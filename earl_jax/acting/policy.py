@@ -123,7 +123,7 @@ def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = Fal
   cumulative sum over the vocabulary, and no noise as large as it.
 
   Args:
-    keys: key[B], one a row, so that a row's draw depends on nothing else in the batch.
+    keys: key[B], one per row, so that a row's draw depends on nothing else in the batch.
     d: leaves [B, …].
     vocab_size: V, from where expanded actions are counted.
     greedy: takes the likeliest; static.

@@ -239,7 +239,7 @@ def train(
   Args:
     folder: where config.json, model.safetensors and the tokenizer go.
     steps: optimizer steps on the final mix; in them the learning rate falls to 0 along a cosine.
-    batch: documents a step.
+    batch: documents per step.
     seed: of the corpus and of the random weights.
     learning_rate: its peak, kept from the end of the warm-up to the end of the curriculum.
     init: folder of a checkpoint to go on from, with documents of the final mix from the first step on. None starts
@@ -309,11 +309,11 @@ def train(
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
   del argv
   here = pathlib.Path(__file__).parent / 'checkpoint'
-  flags.DEFINE_string('out', str(here), 'Folder to write; the one that ships unless set.', flag_values=values)
-  flags.DEFINE_string('init', None, 'Checkpoint folder to go on from; random weights without it.', flag_values=values)
+  flags.DEFINE_string('out', str(here), 'Folder to write to; by default the shipped one.', flag_values=values)
+  flags.DEFINE_string('init', None, 'Checkpoint folder to go on from; else random weights.', flag_values=values)
   flags.DEFINE_integer('steps', 2700, 'Optimizer steps on the final mix.', lower_bound=1, flag_values=values)
-  flags.DEFINE_integer('batch', 48, 'Documents a step.', flag_values=values)
-  flags.DEFINE_integer('seed', 0, 'Seed of corpus and weights; with --init choose another one.', flag_values=values)
+  flags.DEFINE_integer('batch', 48, 'Documents per step.', flag_values=values)
+  flags.DEFINE_integer('seed', 0, 'Seed of corpus and weights; choose another one with --init.', flag_values=values)
   flags.DEFINE_float('learning_rate', 4e-3, 'Peak learning rate.', lower_bound=0.0, flag_values=values)
 
 

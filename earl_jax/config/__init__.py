@@ -28,7 +28,7 @@ class Stage:
       tasks (`'my_module:MyTask'`). An option `path` is a file or folder, which is made absolute, or a URL.
     until: the stage ends when the mean of exact match over `mastery_window` batches reaches this for every task; 1.1
       never does.
-    steps: if above 0 the stage ends after so many steps instead.
+    steps: if above 0, the stage ends after this many steps instead.
     imitate: learn from what the tasks' solvers would do (supervised fine-tuning), not from rollouts. Needs `steps`;
       what it leads to is the reference policy of the stages that follow.
   """
@@ -44,7 +44,7 @@ class RolloutConfig:
   """How episodes are sampled.
 
   Attributes:
-    prompts: problems a step.
+    prompts: problems per step.
     group: rollouts of each problem, at least 2.
     prompt_length: slots of the prompt; longer prompts are an error.
     response_length: slots of the response.
@@ -67,7 +67,7 @@ class AlgorithmConfig:
   Attributes:
     advantage: how rewards of a group become advantages.
     counterfactual: CPO if true; plain group advantages otherwise.
-    rewrite_fraction: of rollouts rewritten besides those of all-zero groups.
+    rewrite_fraction: share of the rollouts that is rewritten besides those of all-zero groups.
     only_gains: keep the factual trajectory where the counterfactual one is not better. Without it, a fraction above 0
       pushes down everything a good policy does, the end of the episode included. Nothing changes at 0.
     entropy: coefficient of the entropy bonus.
@@ -75,7 +75,7 @@ class AlgorithmConfig:
     reference_on_host: between its uses the reference policy waits in the memory of the hosts, not of the devices.
     clip_low, clip_high: the surrogate's ratio stays between 1 - clip_low and 1 + clip_high.
     dual_clip: where the advantage is negative, the surrogate is at most this many times its size.
-    mini_batches: optimizer steps a rollout batch is split into, by prompts.
+    mini_batches: optimizer steps that a rollout batch is split into, by prompts.
     micro_batch: rows per forward and backward pass. 0 = as many as the devices have room for.
     skip_zero: leave rows with advantage 0 out of the update. The surrogate's gradient stays the same; entropy and KL
       of these rows are not counted.
@@ -101,7 +101,7 @@ class OptimizerConfig:
   """AdamW, after clipping by the global norm. Steps are those of the optimizer: `mini_batches` to a batch.
 
   Attributes:
-    learning_rate: at its highest.
+    learning_rate: at its peak.
     warmup: steps in which it rises from 0, linearly; 0 = none.
     decay: the last share of all steps, in which it falls to 0, linearly; in between it is constant. In a run that is
       resumed with more steps it goes up again.
@@ -164,7 +164,7 @@ class Config:
     dtype: of the computation. What is trained is float32, and so is the optimizer's state.
     remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
       'full' (every layer). Each needs less memory than the one before, and more time.
-    attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the faster one of those that can be.
+    attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the fastest that works here.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
     worked_example: prompts show one solved problem of their task, called and written as the interface has it, for
@@ -172,14 +172,14 @@ class Config:
     action_floor: actions of environments that the model takes more rarely than this where they are legal begin at this
       rate, so that they can be found; 0 = all begin as the model has them. See `run.action_floor`.
     seed: of data, sampling and interventions.
-    steps: of the run, at most; each is one batch of rollouts and an update. 0 measures what the run begins with.
-    curriculum: stages, in order; the last one lasts.
+    steps: of the run, at most; each is one batch of rollouts and one update. 0 only measures what the run begins with.
+    curriculum: stages, in order; the last runs to the end.
     mastery_window: batches over which exact match is averaged to leave a stage.
     stop_at_solved: end the run when greedy decoding of the last stage's tasks solves every evaluation problem, in two
       evaluations in a row.
     evaluate_every, checkpoint_every, sample_every: steps between greedy evaluations, saved checkpoints, and rollouts
       written out.
-    trackers: services that show the run besides metrics.jsonl: any of 'tensorboard', 'wandb', 'trackio', 'mlflow'.
+    trackers: services that show the run, besides metrics.jsonl: any of 'tensorboard', 'wandb', 'trackio', 'mlflow'.
     evaluation_prompts: held-out problems per task, for tasks too large to enumerate.
   """
 
@@ -221,7 +221,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def embedded_config() -> ml_collections.ConfigDict:
-  """Settings for the embedded base model: small problems, 256 short rollouts a step, learned in minutes on a CPU."""
+  """Settings for the embedded base model: small problems, 256 short rollouts per step, learned in minutes on a CPU."""
   config = default_config()
   config.rollout.update(prompts=16, group=16, prompt_length=56, response_length=160, chunk=128)
   # Counterfactuals for a fifth of all rollouts, not only for dead groups: where a guess is often right, few are dead.
@@ -274,7 +274,7 @@ def parse(config: ml_collections.ConfigDict | dict) -> Config:
   Paths are made absolute: what is saved of the result is found from any folder.
 
   Raises:
-    UserError: unknown key, wrong type, or a value that can't be.
+    UserError: unknown key, wrong type, or an impossible value.
   """
   plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else _renamed(config)
   parsed = fields.build(Config, plain, 'config')
@@ -292,21 +292,21 @@ def _check(config: Config) -> None:
   for i, s in enumerate(config.curriculum):
     require(s.tasks, f'curriculum[{i}].tasks', s.tasks, "give at least one task, such as ('sort', {'n': 4}, 1.0)")
     require(s.steps > 0 or not s.imitate, f'curriculum[{i}].steps', s.steps,
-            'imitation has no end of its own; give a number of steps')
+            'a stage with imitate=True does not end by itself; set its steps')
   batch, slots = r.prompts * r.group, r.prompt_length + r.response_length
   require(batch * slots < 2**31, 'rollout.prompts', r.prompts,
-          f'a batch has prompts * group * (prompt_length + response_length) = {batch * slots} slots; let it have less '
-          'than 2**31')
+          f'a batch has prompts * group * (prompt_length + response_length) = {batch * slots} slots; let it have '
+          'fewer than 2**31')
   require(batch % r.chunk == 0, 'rollout.chunk', r.chunk, f'choose a divisor of prompts * group = {batch}')
   require(r.prompts % a.mini_batches == 0, 'algorithm.mini_batches', a.mini_batches,
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
   require(config.steps * a.mini_batches < 2**31, 'steps', config.steps,
-          f'each has {a.mini_batches} mini-batches; let there be less than 2**31 of them in all')
+          f'each has {a.mini_batches} mini-batches; let there be fewer than 2**31 of them in all')
   require(config.interface == 'expanded' or not config.action_floor, 'action_floor', config.action_floor,
-          "actions have rows of their own under config.interface='expanded' alone; use that, or 0")
+          "only config.interface='expanded' gives actions rows of their own; use that, or 0")
   lora = config.lora
   require(lora.projections and len(set(lora.projections)) == len(lora.projections), 'lora.projections',
-          lora.projections, 'name some, each once')
+          lora.projections, 'name at least one, each once')
   require(lora.rank or not lora.adapters, 'lora.adapters', lora.adapters, 'give config.lora.rank too')
   rows = r.prompts // a.mini_batches * r.group
   require(rows % (a.micro_batch or 1) == 0, 'algorithm.micro_batch', a.micro_batch,

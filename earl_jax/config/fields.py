@@ -21,7 +21,7 @@ DEEPEST = 16  # dicts and lists within each other, in a dict
 
 
 class UserError(Exception):
-  """A mistake the user can mend. Entry points print its one line and exit with status 2, without a traceback."""
+  """A mistake that the user can fix. Entry points print its one line and exit with status 2, without a traceback."""
 
 
 def first_line(error: Exception) -> str:
@@ -55,7 +55,7 @@ def build(cls: type, values: Any, where: str, example: str = '') -> Any:
 
   Args:
     where: names the group in errors, such as 'config.rollout'.
-    example: ends what is said of values that are no dict.
+    example: ends what is said of values that are not a dict.
 
   Raises:
     UserError: no dict, a field that there is not, or a value that a field cannot have.

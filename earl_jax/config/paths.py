@@ -25,7 +25,7 @@ def local_path(path: str | os.PathLike, where: str) -> pathlib.Path:
   """
   text = os.fspath(path)
   if is_url(text):
-    raise UserError(f'{where}={text}: URLs are not supported; give a folder of this machine, such as a mounted bucket')
+    raise UserError(f'{where}={text}: URLs are not supported; give a folder on this machine, such as a mounted bucket')
   if not text or '\0' in text:
     raise UserError(f'{where}={shown(text)}: give a path')
   whole = pathlib.Path(os.path.abspath(os.path.expanduser(text)))

@@ -22,15 +22,15 @@ def join() -> None:
   """Joins the other processes of this job, before JAX is first used.
 
   Raises:
-    UserError: neither the engine nor the environment says which job, or says what cannot be.
+    UserError: neither the engine nor the environment says which job, or what they say is impossible.
   """
   try:
     count, index = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
     jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
   except (TypeError, ValueError) as error:
     raise UserError(
-        f'--distributed: {error} Start it by an engine that JAX knows (Slurm, Open MPI, Kubernetes, a TPU pod), or set '
-        'JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
+        f'--distributed: {error} Start it with an engine that JAX knows (Slurm, Open MPI, Kubernetes, a TPU pod), or '
+        'set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
     ) from None
 
 

@@ -182,7 +182,8 @@ def find(named: str | type[Environment]) -> type[Environment]:
   found = finder.find(named, Environment, _name_of).traced()
   for attribute, kind in (('spec', EnvironmentSpec), ('state_type', type)):
     if not isinstance(getattr(found, attribute, None), kind):
-      raise UserError(f'environment {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')
+      expected = 'a class' if kind is type else f'an {kind.__name__}'
+      raise UserError(f'environment {found.__name__}: its `{attribute}` must be {expected}; set it in the class')
   for action in (found.spec.routing, *found.spec.actions):
     if not isinstance(action, ActionSpec):
       raise UserError(f'environment {found.__name__}: its spec has {action!r:.100}; give an ActionSpec')

@@ -155,9 +155,9 @@ class OnHost(Environment):
     for field in ('max_observation', 'max_state', 'max_calls', 'threads', 'version'):
       value = getattr(plain, field)
       if not isinstance(value, int) or value < 1:
-        raise UserError(f'environment {name!r}: {field}={value!r}; give a number from 1 on')
+        raise UserError(f'environment {name!r}: {field}={value!r}; give a whole number of at least 1')
     if not isinstance(plain.timeout, int | float) or not 0 < plain.timeout < threading.TIMEOUT_MAX:
-      raise UserError(f'environment {name!r}: timeout={plain.timeout!r}; give seconds, more than 0')
+      raise UserError(f'environment {name!r}: timeout={plain.timeout!r}; give a number of seconds above 0')
     self.max_observation, self.deterministic = plain.max_observation, plain.deterministic
     self.pool = Pool(plain.threads, plain.timeout)
     self._encode, self._lock, self._reported = encode, threading.Lock(), set()
@@ -202,12 +202,12 @@ class OnHost(Environment):
     reply = self.plain.step(state, action)
     text, leaves = reply if isinstance(reply, tuple) and len(reply) == 2 else (reply, True)
     if not isinstance(text, str):
-      raise TypeError(f'step gives {type(text).__name__}, no text')
+      raise TypeError(f'step gives {type(text).__name__}, not a text')
     return self._turn(state, text, bool(leaves))
 
   def _turn(self, state: Any, text: str, leaves: bool) -> Turn:
     if not isinstance(state, dict):
-      raise TypeError(f'the state is {type(state).__name__}, no dict')
+      raise TypeError(f'the state is {type(state).__name__}, not a dict')
     data = json.dumps(state, default=_plain).encode()
     if len(data) > self.plain.max_state:
       raise ValueError(f'the state has {len(data)} bytes as JSON, max_state is {self.plain.max_state}')
@@ -215,7 +215,7 @@ class OnHost(Environment):
     if valid.shape != (len(self.spec.actions),):
       raise ValueError(f'valid_actions gives shape {valid.shape} for {len(self.spec.actions)} actions')
     if not valid.any():
-      raise ValueError('valid_actions allows none')
+      raise ValueError('valid_actions allows no action')
     return Turn(data, valid.astype(bool), text, leaves)
 
   def tokens_of(self, text: str) -> tuple[list[int], bool]:
@@ -328,4 +328,4 @@ def _plain(value: Any) -> Any:
   """NumPy's numbers and arrays as JSON has them."""
   if isinstance(value, np.generic | np.ndarray):
     return value.tolist()
-  raise TypeError(f'the state holds {type(value).__name__}, which JSON does not know')
+  raise TypeError(f'the state holds {type(value).__name__}, which JSON cannot hold')

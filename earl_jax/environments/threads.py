@@ -82,7 +82,7 @@ class Pool:
       self._close(job, TimeoutError(f'it takes longer than {self._seconds} s'))
     self._hire()
     while self._waiting and not self._threads:
-      self._close(self._waiting.popleft(), NoThread('no thread is left, for its calls do not return'))
+      self._close(self._waiting.popleft(), NoThread('no thread is left, because earlier calls do not return'))
 
   def _hire(self) -> None:
     """Starts threads for what waits."""

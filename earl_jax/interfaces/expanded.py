@@ -54,8 +54,8 @@ class ExpandedInterface:
     for env in self.environments:
       if types.setdefault(env.state_name, env.state_type) is not env.state_type:
         raise UserError(
-            f"environment {env.spec.name!r}: another one's state is a class {env.state_type.__name__} too; share that "
-            'class, or name it otherwise'
+            f'environment {env.spec.name!r}: another environment has a state_type named {env.state_type.__name__}; '
+            'share that class, or rename yours'
         )
     self.space = ActionSpace(vocab_size, [e.spec for e in environments], encode)
     longest = max((e.max_observation for e in self.environments), default=0)

@@ -103,7 +103,7 @@ def half_width(slots: int, prompt_length: int) -> int:
 
 
 def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_length: int) -> Any:
-  """`f` of rows cut after half of the response, if that holds all that was decoded, or of whole rows.
+  """`f(rows)`; where every episode ends in the first half of the response, on rows cut there.
 
   Two widths, not more: each is another copy of the model to compile, forwards and backwards.
 

@@ -21,7 +21,8 @@ def kernel(asked: str, dtype: str, head_dim: int) -> str:
   able = able and 'cuda' in jax.extend.backend.get_backend().platform_version.lower()
   if asked == 'cudnn' and not able:
     logging.warning(
-        'config.attention=cudnn: it wants a CUDA GPU, bfloat16 and heads of a multiple of 8, 128 at most; xla is used'
+        'config.attention=cudnn: needs a CUDA GPU, bfloat16 and a head width that is a multiple of 8, at most 128; '
+        'using xla'
     )
   return 'cudnn' if able and asked != 'xla' else 'xla'
 

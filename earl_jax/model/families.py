@@ -61,8 +61,8 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
   def require(name, value, supported):
     if value not in supported:
       raise UserError(
-          f'{where} has {name}={shown(value)}, supported is {" or ".join(map(repr, supported))}; '
-          'use a checkpoint of that kind'
+          f'{where} has {name}={shown(value)}, but only {" or ".join(map(repr, supported))} is '
+          'supported; use such a checkpoint'
       )
 
   require('model_type', fields.get('model_type'), list(FAMILIES))
@@ -82,7 +82,10 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
 
   rope = fields.get('rope_scaling') or fields.get('rope_parameters') or {}
   if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-    raise UserError(f'{where} has rope_parameters={shown(rope)}, supported is one set for all layers')
+    raise UserError(
+        f'{where} has rope_parameters={shown(rope)}, but only one set for all layers is supported; use another '
+        'checkpoint'
+    )
   rope_type = rope.get('rope_type', rope.get('type', 'default'))
   require('rope_type', rope_type, ['default', 'llama3'])
   require('partial_rotary_factor', rope.get('partial_rotary_factor', fields.get('partial_rotary_factor', 1.0)), [1.0])
@@ -136,7 +139,7 @@ def read_json(folder: str | pathlib.Path, name: str, kind: str = 'model') -> dic
   except OSError:
     raise UserError(f'{where} is missing; give the folder of a Hugging Face checkpoint') from None
   except (ValueError, RecursionError) as error:
-    raise UserError(f'{where} is no valid JSON ({first_line(error)}); copy it again') from None
+    raise UserError(f'{where} is not valid JSON ({first_line(error)}); copy it again') from None
   if not isinstance(value, dict):
     raise UserError(f'{where} holds a {type(value).__name__}, expected an object; copy it again')
   return value

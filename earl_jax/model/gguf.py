@@ -78,7 +78,7 @@ class File:
         tensor.data[-1:].tobytes()  # whether its end is there
       self.fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # a dozen kinds: ValueError, IndexError, UnicodeDecodeError, …
-      raise UserError(f'{self._where} is no whole GGUF file ({first_line(error)}); copy it again') from None
+      raise UserError(f'{self._where} is truncated or not a GGUF file ({first_line(error)}); copy it again') from None
 
   @functools.cached_property
   def architecture(self) -> str:
@@ -86,8 +86,8 @@ class File:
     architecture = self.fields.get('general.architecture')
     if architecture not in ARCHITECTURES:
       raise UserError(
-          f'{self._where}: general.architecture={architecture!r}, supported is {", ".join(ARCHITECTURES)}; use a file '
-          'of that kind'
+          f'{self._where}: general.architecture={architecture!r}, expected one of {", ".join(ARCHITECTURES)}; use such '
+          'a file'
       )
     return architecture
 
@@ -121,7 +121,7 @@ class File:
     found = re.fullmatch(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)', name)
     layer, kind, rest = found.groups() if found else (None, None, None)
     if kind not in (TOP if layer is None else LAYER):
-      raise UserError(f'{self._where}: tensor {name!r} has no place in the models supported; use another file')
+      raise UserError(f'{self._where}: tensor {name!r} is not part of any supported model; use another file')
     return f'{TOP[kind]}.{rest}' if layer is None else f'model.layers.{layer}.{LAYER[kind]}.{rest}'
 
 
@@ -169,7 +169,7 @@ def open_file(path: str | pathlib.Path) -> File:
   """The file, which is looked through once for as long as it does not change.
 
   Raises:
-    UserError: no such file, or no whole one.
+    UserError: no such file, or only part of one.
   """
   path = pathlib.Path(path)
   try:
@@ -188,7 +188,7 @@ def config_fields(path: str | pathlib.Path) -> dict[str, Any]:
   """What config.json of the same model would say.
 
   Raises:
-    UserError: no such file or no GGUF, of an architecture not supported, or with positions that are scaled in a way
+    UserError: no such file or not a GGUF file, an architecture that is not supported, or positions scaled in a way
       that is not.
   """
   file = open_file(path)
@@ -206,7 +206,7 @@ def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
   """The tokenizer in the file.
 
   Raises:
-    UserError: it is no byte-pair encoding with merges, or cuts texts in a way that is not known here.
+    UserError: it is not a byte-pair encoding with merges, or cuts texts in a way that is not known here.
   """
   file, where = open_file(path), f'tokenizer {str(path)!r}'
   fields = file.fields
@@ -219,12 +219,12 @@ def tokenizer_of(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
     return value
 
   if field('ggml.model', str) != 'gpt2':
-    raise UserError(f'{where}: tokenizer.ggml.model={fields["tokenizer.ggml.model"]!r}, supported is gpt2 (byte pairs '
+    raise UserError(f'{where}: tokenizer.ggml.model={fields["tokenizer.ggml.model"]!r}, expected gpt2 (byte pairs '
                     'with merges); use the Hugging Face folder of this model')
   cut = fields.get('tokenizer.ggml.pre', 'gpt-2')
   if cut not in CUTS:
-    raise UserError(f'{where}: tokenizer.ggml.pre={cut!r}, supported is {", ".join(CUTS)}; use the Hugging Face folder '
-                    'of this model')
+    raise UserError(f'{where}: tokenizer.ggml.pre={cut!r}, expected one of {", ".join(CUTS)}; use the Hugging Face '
+                    'folder of this model')
   merges = [tuple(pair.split(' ')) for pair in field('ggml.merges', list)]
   kinds, _ = field('ggml.token_type', list), field('ggml.tokens', list)  # that they are there
   tokens = file.tokens
@@ -270,7 +270,7 @@ def _rope(path: str | pathlib.Path, file: File) -> dict[str, Any]:
   """rope_scaling, where positions are scaled."""
   kind = file.fields.get(f'{file.architecture}.rope.scaling.type', 'none')
   if kind != 'none':
-    raise UserError(f'model {str(path)!r}: rope.scaling.type={kind!r}, supported is none; use another file')
+    raise UserError(f'model {str(path)!r}: rope.scaling.type={kind!r}, only none is supported; use another file')
   if ROPE_FACTORS not in file.stored:
     return {}
   factors = file.stored[ROPE_FACTORS].data

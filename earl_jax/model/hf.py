@@ -270,18 +270,18 @@ def _check(folder: pathlib.Path, files: dict[str, pathlib.Path], config: ModelCo
       )
     if tensor.get_dtype() not in FLOATS:
       raise UserError(
-          f'{where}: tensor {name!r} holds {tensor.get_dtype()}, supported is F32, F16 or BF16; use a checkpoint '
-          'that is not quantised'
+          f'{where}: tensor {name!r} holds {tensor.get_dtype()}, only F32, F16 and BF16 are supported; use a '
+          'checkpoint that is not quantised'
       )
     unknown.discard(name)
   for name in sorted(unknown):
     if name != HEAD and not name.endswith(ROTATION):
       raise UserError(
-          f'{where}: tensor {shown(name)} has no place in the model of config.json; copy weights and config.json again'
+          f'{where}: tensor {shown(name)} is not part of the model in config.json; copy weights and config.json again'
       )
     remedy = 'set tie_word_embeddings to false' if name == HEAD else 'copy weights and config.json again'
     if not _is_used(files, name, config):
-      raise UserError(f'{where}: tensor {shown(name)} is not what config.json puts in its place; {remedy}')
+      raise UserError(f'{where}: tensor {shown(name)} differs from what config.json puts in its place; {remedy}')
 
 
 def _is_used(files: dict[str, pathlib.Path], name: str, config: ModelConfig) -> bool:
@@ -309,10 +309,10 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return dict.fromkeys(_open(whole).keys(), whole)
   where = f'model {str(folder)!r}'
   if not (folder / INDEX).is_file():
-    raise UserError(f'{where}: {WEIGHTS} is missing; give the folder of a whole checkpoint')
+    raise UserError(f'{where}: {WEIGHTS} is missing; give the folder of a complete checkpoint')
   index = read_json(folder, INDEX).get('weight_map')
   if not isinstance(index, dict) or not all(re.fullmatch(FILE, str(file)) for file in index.values()):
-    raise UserError(f'{where}: {INDEX} cannot be read, expected names of files beside it by tensor; copy it again')
+    raise UserError(f'{where}: {INDEX} cannot be read, expected a file beside it for each tensor; copy it again')
   index = {name: folder / str(file) for name, file in index.items()}
   for file in sorted(set(index.values())):
     for name in _open(file).keys():

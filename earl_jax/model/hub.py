@@ -36,10 +36,10 @@ def locate(model: str | pathlib.Path) -> pathlib.Path:
     ))
   except huggingface_hub.errors.RepositoryNotFoundError:  # or none that this user may see
     raise UserError(
-        f'{where}, and the Hugging Face hub shows you no such model; check the id, or log in with `hf auth login`'
+        f'{where}, and the Hugging Face hub has none that you may see; check the id, or log in with `hf auth login`'
     ) from None
   except Exception as error:  # of the hub's library and of the ones below it
     raise UserError(
-        f'{where}, and it cannot be fetched from the Hugging Face hub ({first_line(error)}); give a folder, or '
-        'mend the connection'
+        f'{where}, and it cannot be fetched from the Hugging Face hub ({first_line(error)}); give a folder, '
+        'or check your connection'
     ) from None

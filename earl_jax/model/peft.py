@@ -15,7 +15,7 @@ from earl_jax.model import hf, lora
 __all__ = ['read_adapters', 'write_adapters']
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-# What would make more of them than scale * A B beside some kernels of every layer.
+# Settings with which an adapter would be more than scale * A B, and the only values supported.
 PLAIN = {
     'peft_type': 'LORA', 'use_rslora': False, 'use_dora': False, 'fan_in_fan_out': False, 'bias': 'none',
     'rank_pattern': {}, 'alpha_pattern': {}, 'layers_to_transform': None, 'modules_to_save': None,
@@ -63,10 +63,10 @@ def read_adapters(
   except (OSError, ValueError, SafetensorError) as error:
     raise UserError(f'{where}: no adapters can be read there ({error}); give the folder that PEFT saved') from None
   if not isinstance(fields, dict):
-    raise UserError(f'{where}: {CONFIG} holds no object; copy it again')
+    raise UserError(f'{where}: {CONFIG} does not hold an object; copy it again')
   for name, plain in PLAIN.items():
     if fields.get(name, plain) != plain and (fields[name] or plain):  # empty is as good as none
-      raise UserError(f'{where}: {CONFIG} has {name}={fields[name]!r}, supported is {plain!r}; use other adapters')
+      raise UserError(f'{where}: {CONFIG} has {name}={fields[name]!r}, only {plain!r} is supported; use other adapters')
   if (made := fields.get('init_lora_weights', True)) not in BESIDE_THE_BASE:
     raise UserError(
         f'{where}: {CONFIG} has init_lora_weights={made!r}, whose adapters belong beside a changed model; have PEFT '

@@ -74,7 +74,7 @@ def end_tokens(folder: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast) -
   A GGUF file names its own.
 
   Raises:
-    UserError: a file cannot be read, or names what is no token of the tokenizer.
+    UserError: a file cannot be read, or names something that is not a token of the tokenizer.
   """
   folder, vocab_size = pathlib.Path(folder), vocabulary_size(tokenizer)
   ids = [tokenizer.eos_token_id]
@@ -106,8 +106,8 @@ def check_spelling(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> 
   read, expected = tokenizer.decode(ids, clean_up_tokenization_spaces=False), ''.join(texts)
   if read != expected:
     raise UserError(
-        f'the tokenizer makes {shown(read)} of {shown(expected)}, written piece by piece: it adds spaces, or lacks a '
-        'character; use a byte-level tokenizer'
+        f'the tokenizer turns {shown(expected)}, written piece by piece, into {shown(read)}: it adds spaces, or lacks '
+        'a character; use a byte-level tokenizer'
     )
 
 
@@ -142,7 +142,7 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, contents: dict[str, str], in_p
   ]
   text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
   if in_parts and any(str(part) in text for message in messages for part in message['content']):
-    raise ValueError('it writes the parts of a message as Python does')
+    raise ValueError('it prints the parts of a message as Python objects')
   return text
 
 

@@ -180,8 +180,8 @@ class Checkpointer:
       yield
     except Exception as error:
       raise UserError(
-          f'{self._directory}: a checkpoint could not be written ({first_line(error)}); the one before is whole, and '
-          'the same command goes on from it once there is room'
+          f'{self._directory}: a checkpoint could not be written ({first_line(error)}); the previous checkpoint '
+          'is intact; make room and run the same command to resume from it'
       ) from error
 
   def _read_back(self, step: int, state: PyTree) -> None:
@@ -271,5 +271,6 @@ def restore_reference(workdir: str | os.PathLike, step: int, abstract_params: Py
   with Checkpointer(workdir, 'imitated', keep=IMITATIONS) as checkpointer:
     found = checkpointer.restore(abstract_params, until=step)
   if found is None:
-    raise UserError(f'{workdir}/imitated: the reference policy of this run is missing; restore it or begin anew')
+    raise UserError(f'{workdir}/imitated: the reference policy of this run is missing; restore that '
+                    'folder, or start again in another --workdir')
   return found[1]

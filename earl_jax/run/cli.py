@@ -1,4 +1,4 @@
-"""What the entry points share: flags, errors that a user can mend, and the set-up of JAX."""
+"""What the entry points share: flags, errors that a user can fix, and the set-up of JAX."""
 
 from collections.abc import Callable, Iterator, Sequence
 import errno
@@ -25,13 +25,13 @@ from earl_jax.run.cli_help import help_text, nearest_field
 
 __all__ = ['define_config', 'parse_flags', 'prepare_jax', 'read_config', 'start']
 
-# What a disk, a folder or the user's rights may say, whatever is written there.
+# Errors that a disk, a folder or the user's rights may cause, whatever is written there.
 STORAGE = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR,
     errno.EPERM, errno.EROFS, errno.ESTALE,
 }
 
-# Settings of JAX that cannot be others: states are saved in 32 bits, and libraries rely on promotion.
+# Settings of JAX that must not differ: states are saved in 32 bits, and libraries rely on promotion.
 NEEDED = {'jax_enable_x64': False, 'jax_numpy_rank_promotion': 'allow', 'jax_numpy_dtype_promotion': 'standard'}
 
 
@@ -43,7 +43,7 @@ def start(
     define_flags: Callable[[flags.FlagValues, list[str]], None],
     argv: Sequence[str] | None = None,
 ) -> int:
-  """Runs an entry point and gives its exit status: that of `main`, or 2 after one line on what the user can mend.
+  """Runs an entry point and gives its exit status: that of `main`, or 2 after one line on what the user can fix.
 
   Args:
     main: takes the parsed flags; no status is status 0.
@@ -58,7 +58,7 @@ def start(
   except OSError as error:
     if error.errno not in STORAGE:
       raise
-    told, status = f'error: {error.filename or "writing"}: {error.strerror}; mend that, then start again', 2
+    told, status = f'error: {error.filename or "writing"}: {error.strerror}; fix that, then run the command again', 2
   except KeyboardInterrupt:
     told, status = 'interrupted', 128 + signal.SIGINT
   print(told, file=sys.stderr, flush=True)
@@ -93,7 +93,7 @@ def _run(
 
 
 def _is_logged(record: Any) -> bool:
-  """Whether a record is logged: what Orbax's threads log of an error is raised as well, and told in one line then."""
+  """Whether a record is logged: what Orbax's threads log of an error is also raised, and then told in one line."""
   return not ('orbax' in record.pathname and record.levelname in ('ERROR', 'CRITICAL'))
 
 
@@ -167,7 +167,7 @@ def _describe(error: BaseException, argv: list[str]) -> str:
     if inside:
       return f'{path}, line {inside[-1].lineno}: {inside[-1].line}: {_one_line(cause)}'
   if "has no attribute 'get_config'" in str(error):
-    return f'{flag}: it defines no get_config(); define it, and let it return a config'
+    return f'{flag}: it defines no get_config(); define it so that it returns a config'
   return _one_line(error) if isinstance(error, flags.Error) else f'{flag}: {_one_line(error)}'
 
 
@@ -212,7 +212,7 @@ def read_config(values: flags.FlagValues) -> tuple[pathlib.Path, Config]:
   """The file that --config names, and what it says.
 
   Raises:
-    UserError: no such file, or a config that can't be.
+    UserError: no such file, or an impossible config.
   """
   if not values['config'].present:
     raise UserError('--config is missing; give a config file, such as --config=configs/sort4.py')

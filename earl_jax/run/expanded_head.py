@@ -94,7 +94,7 @@ def read(folder: pathlib.Path, described: dict[str, Any], shape: tuple[int, int]
       )
   if shape is None:
     if (folder / HEAD).exists():
-      raise UserError(f'{where}: {HEAD} has no use with the interface of this run; {REMEDY}')
+      raise UserError(f'{where}: the interface of this run has no use for {HEAD}; {REMEDY}')
     return None
   try:
     [(name, head)] = load_file(folder / HEAD).items()

@@ -299,7 +299,7 @@ def _require_labels(stages: tuple[tuple[tuple[Task, float], ...], ...]) -> None:
   for stage in stages:
     labels = [task.label for task, _ in stage]
     if twice := [label for label in labels if labels.count(label) > 1]:
-      raise UserError(f'task {twice[0]}: it is twice in one stage; name it once, with the share of both')
+      raise UserError(f'task {twice[0]}: listed twice in one stage; list it once, with the sum of both shares')
 
 
 def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:
@@ -315,7 +315,7 @@ def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:
       if other is not environment:
         raise UserError(
             f'environment {environment.spec.name!r}: {other.__module__}.{other.__name__} and '
-            f'{environment.__module__}.{environment.__name__} have this name; rename one of the two'
+            f'{environment.__module__}.{environment.__name__} both have this name; rename one of the two'
         )
   return list(found.values())
 

@@ -25,8 +25,8 @@ def require_32_bits(label: str, instance: Instance) -> None:
     narrow = jax.dtypes.canonicalize_dtype(value.dtype) if value.dtype.kind in 'biuf' else None
     if narrow is None or (value.dtype.kind in 'iu' and np.any(value.astype(narrow) != value)):
       raise UserError(
-          f'task {label}: instance key {key!r} is {value.tolist()!r:.100}, which devices do not hold; give integers of '
-          '32 bits, other numbers, or the bytes of a text'
+          f'task {label}: instance key {key!r} is {value.tolist()!r:.100}, which devices do not hold; give 32-bit '
+          'integers, other numbers, or the bytes of a text'
       )
 
 

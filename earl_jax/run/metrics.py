@@ -72,7 +72,7 @@ class MetricsWriter:
         for line in lines:
           self._count(line)
     if written is not None and self.written != list(written):
-      logging.warning('%s: not what the run has written; its numbers before step %d may be wrong', path, resume_step)
+      logging.warning('%s: not what the run wrote; its numbers before step %d may be wrong', path, resume_step)
     self._file = path.open('ab')
     self._bar = ProgressBar(config.steps, resume_step, columns)
 

@@ -1,4 +1,4 @@
-"""What a task gives, looked at before anything is learned from it or written down."""
+"""What a task gives, checked before anything is learned from it or written down."""
 
 from collections.abc import Sequence
 import numbers
@@ -25,7 +25,7 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
   """The outcome of an episode, its numbers as Python's own.
 
   Raises:
-    UserError: it is no Outcome, or one of its numbers is none, or is not finite, or has a name of the run's own.
+    UserError: it is not an Outcome, or one of its numbers is not one, is not finite, or has a reserved name.
   """
   def number(name: str, value: Any) -> float:
     return _finite(
@@ -36,8 +36,7 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
     raise UserError(f'task {task.label}: outcome() gives {outcome!r:.200}; give a tasks.base.Outcome')
   if taken := TAKEN & outcome.metrics.keys():
     raise UserError(
-        f'task {task.label}: outcome() gives a metric {min(taken)!r}, which every run has of its own; name it '
-        'otherwise'
+        f'task {task.label}: outcome() gives a metric named {min(taken)!r}, which is reserved; rename it'
     )
   return Outcome(
       float(number('reward', outcome.reward)), bool(number('exact_match', outcome.exact_match)),
@@ -55,7 +54,7 @@ def references(task: Task, examples: Sequence[Example]) -> dict[str, dict[str, f
   """`task.references`, its numbers as Python's own.
 
   Raises:
-    UserError: one of them is none, or is not finite.
+    UserError: one of them is not a number, or is not finite.
   """
   return {
       name: {

@@ -98,7 +98,7 @@ def with_room(
     response_length: slots of a response; None = twice the run's, where the model has positions for that.
 
   Raises:
-    UserError: the model has not as many positions.
+    UserError: the model does not have as many positions.
   """
   longest = max(
       len(experiment.prompt(task, example)) for task in tasks for everything in (True, False)

@@ -230,7 +230,7 @@ SERVICES = {'tensorboard': TensorBoard, 'wandb': WeightsAndBiases, 'trackio': Tr
 
 
 class Trackers:
-  """Passes everything on to the trackers of a run. One that fails is told of once and left out from then on.
+  """Passes everything on to the trackers of a run. One that fails is reported once and left out from then on.
 
   A run does not end because a service is down: metrics.jsonl has it all.
   """
@@ -296,7 +296,7 @@ def open_trackers(workdir: pathlib.Path, config: Config, resume_step: int) -> Tr
     except Exception as error:
       Trackers(opened).close()
       raise UserError(
-          f'config.trackers={config.trackers}: {name} could not be opened ({one_line(error)}); mend that, or leave it '
+          f'config.trackers={config.trackers}: {name} could not be opened ({one_line(error)}); fix that, or leave it '
           'out: the same command goes on from here'
       ) from error
   return Trackers(opened)

@@ -4,7 +4,7 @@
     workdir/versions.json    environment name -> version
     workdir/actions.json     environment name -> what enters it, then its actions
     workdir/modules.json     where tasks and environments from outside this package were found: module -> folder
-    workdir/lock             held by the run that is going on, if one is
+    workdir/lock             held by the run in progress, if there is one
 """
 
 from collections.abc import Iterator
@@ -52,8 +52,8 @@ def claim_workdir(
   """Makes `workdir` this run's folder, or checks that it already is.
 
   Writes config.json and versions.json. Those of a run that is resumed are what it goes on with: programs that read the
-  run have the lengths of now, not those that it began with. A run of which nothing has come yet owns nothing: after a
-  mistake in the config the corrected one has the folder.
+  run get the present lengths, not those that it began with. A run that has produced nothing yet owns nothing: after
+  a mistake in the config, the corrected one gets the folder.
 
   Args:
     workdir: created if need be.
@@ -64,7 +64,7 @@ def claim_workdir(
 
   Raises:
     UserError: the folder cannot be written to, or belongs to a run with another configuration or other versions, or
-      does not say any more to which it belongs.
+      no longer says to which it belongs.
   """
   workdir = pathlib.Path(workdir).absolute()
   require_writable(workdir)
@@ -110,10 +110,10 @@ def hold_workdir(workdir: str | os.PathLike) -> Iterator[None]:
     if state == TAKEN:
       holder = path.read_text(encoding='utf-8', errors='replace').strip()
       raise UserError(
-          f'--workdir={workdir}: another run is going on there ({holder}); stop it first, or use another --workdir'
+          f'--workdir={workdir}: in use by another run ({holder}); stop it first, or use another --workdir'
       )
     if state == NO_LOCKS and jax.process_index() == 0:
-      logging.warning('%s: this file system has no locks; see to it that no second run uses this workdir', workdir)
+      logging.warning('%s: this file system has no locks; make sure that no second run uses this workdir', workdir)
     yield
 
 
@@ -180,7 +180,7 @@ def require_actions(workdir: str | os.PathLike, actions: dict[str, list[str]]) -
 
 
 def require_writable(directory: pathlib.Path) -> None:
-  """Makes a folder that can be written to; raises UserError where there can be none, or no checkpoints in it."""
+  """Makes the folder if need be; raises UserError where it cannot be written to, or Orbax cannot use its path."""
   require_plain(directory)
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError) as error:
     raise UserError(f'{path} is not readable as JSON ({error}); restore it, or use another --workdir') from None
   if not isinstance(value, dict):
-    raise UserError(f'{path} holds no JSON object; restore it, or use another --workdir')
+    raise UserError(f'{path} does not hold a JSON object; restore it, or use another --workdir')
   return value
 
 

@@ -146,7 +146,7 @@ def random_generator(seed: int, split: str, index: int) -> np.random.Generator:
   if split not in SPLITS:
     raise UserError(f'split={split!r}: choose one of {", ".join(SPLITS)}')
   if seed < 0 or index < 0:
-    raise UserError(f'seed={seed}, index={index}: use numbers from 0 on')
+    raise UserError(f'seed={seed}, index={index}: use numbers of at least 0')
   return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), index])))
 
 
@@ -179,7 +179,7 @@ def make_task(named: str | type[Task], **options: Any) -> Task:
     task = found(**options)
   for attribute, kind in (('name', str), ('label', str), ('environments', tuple)):
     if not isinstance(getattr(task, attribute, None), kind):
-      raise UserError(f'task {found.__name__}: its `{attribute}` is no {kind.__name__}; give the class one')
+      raise UserError(f'task {found.__name__}: its `{attribute}` must be a {kind.__name__}; set it in the class')
   return task
 
 
@@ -199,7 +199,7 @@ def task_of_label(label: str, known: Sequence[Task] = ()) -> Task:
   found = classes[name]
   if not found.numbered:
     raise UserError(
-        f'task {label!r}: {name} takes no number; write {name}, or let `numbered` of its class name an option'
+        f'task {label!r}: {name} takes no number; write {name}, or set `numbered` in its class to an option'
     )
   return make_task(found, **{found.numbered: int(number)})
 
@@ -236,7 +236,7 @@ def all_problems(task: Task) -> list[Example] | None:
   problems = list(problems)
   if not problems or not all(isinstance(problem, Example) for problem in problems):
     raise UserError(
-        f'task {task.label}: problems() has to give its Examples, all of them, or None where they are too many'
+        f'task {task.label}: problems() must return all of its Examples, or None where there are too many'
     )
   return problems
 

@@ -225,8 +225,8 @@ class Countdown(CalculationTask):
     longest = numbers * digits + numbers - 1 + 2 * (numbers - 2)
     if strict and longest >= MAX_SYMBOLS:
       raise UserError(
-          f'strict={strict!r}: an expression of {numbers} numbers of {digits} digits can have {longest} symbols, the '
-          f'calculator takes {MAX_SYMBOLS - 1} then; choose fewer numbers or digits'
+          f'strict={strict!r}: an expression of {numbers} numbers of {digits} digits can have {longest} symbols, and '
+          f'the calculator takes at most {MAX_SYMBOLS - 1}; choose fewer numbers or digits'
       )
     self.label = f'{self.name}{numbers}' + ('' if digits == 4 else f'-{digits}digits') + '-strict' * strict
     self._numbers, self._digits, self._strict = numbers, digits, strict

@@ -131,8 +131,8 @@ def _episodes(folder: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
   """The sampled episodes, in order of their steps, and what had to be left out."""
   paths, notes, damaged = sorted(folder.glob('step_*.jsonl')), [], 0
   if not paths:
-    said = 'no samples yet' if not list(folder.glob('step_*.txt')) else 'samples of an older version, as text alone'
-    return [], [f'{folder.name}/: {said}; episodes are shown of steps that this version samples']
+    said = 'no samples yet' if not list(folder.glob('step_*.txt')) else 'samples of an older version, as text only'
+    return [], [f'{folder.name}/: {said}; episodes are shown for steps that this version sampled']
   every = _stride([path.stat().st_size for path in paths])  # most of a long run need not be read
   steps, sizes = [], []
   for path in paths[::-every][::-1]:

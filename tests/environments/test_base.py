@@ -38,7 +38,7 @@ def test_find():
     base.find('multiply')
   with pytest.raises(UserError, match="environment 'hidden_items' not found; known: "):
     base.find('hidden_items')  # a module of the package, but no environment
-  with pytest.raises(UserError, match='ItemEnvironment has no __init__, step; define it'):
+  with pytest.raises(UserError, match='ItemEnvironment does not define __init__, step; add that'):
     base.find('earl_jax.environments.hidden_items')
   assert {'check', 'compare', 'swap'} <= set(base.available())
   assert base.find('earl_jax.environments.swap') is base.find('swap')

@@ -116,12 +116,12 @@ def test_another_persons_environment_passes(kind, text):
     ([5, 512], 'a demonstration ends inside switch'),
 ])
 def test_demonstrations_that_are_not_legal(script, told):
-  with pytest.raises(UserError, match=f'task mine: {told}.*; mend what demonstration.. gives'):
+  with pytest.raises(UserError, match=f'task mine: {told}.*; fix what demonstration.. returns'):
     batched.carried_out(expanded(Switch), {}, np.ones(1, bool), [[512, 513], script], 'mine')
 
 
 def test_two_states_of_one_name():
-  with pytest.raises(UserError, match="environment 'other': another one's state is a class Lamp too; share that class"):
+  with pytest.raises(UserError, match="environment 'other': another environment has a state_type named Lamp; share"):
     expanded(Switch, Other)
 
 
@@ -280,7 +280,7 @@ class InText(Switch):
 
 
 @pytest.mark.parametrize('environment, what', [
-    (Stuck, 'no action is valid'), (Float, 'dtype'), (Endless, 'never comes back'), (Wordy, 'too long'),
+    (Stuck, 'no action is valid'), (Float, 'dtype'), (Endless, 'never comes back'), (Wordy, 'is too long'),
     (OneWay, 'never valid'), (Forgetful, 'not equal|differ'), (Weak, 'weak type'),
 ])
 def test_what_does_not_keep_to_it_is_found(environment, what):
@@ -293,9 +293,9 @@ class Nameless(Switch):
 
 
 def test_what_is_no_environment_is_refused():
-  with pytest.raises(UserError, match='its `spec` is no EnvironmentSpec'):
+  with pytest.raises(UserError, match='its `spec` must be an EnvironmentSpec'):
     check_environment(Nameless, [{}])
   with pytest.raises(UserError, match="environment InText: its spec has ' on'; give an ActionSpec"):
     check_environment(InText, [{}])
-  with pytest.raises(UserError, match='it is no Environment'):
+  with pytest.raises(UserError, match='not a subclass of Environment'):
     check_environment(int, [{}])

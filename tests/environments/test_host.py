@@ -174,7 +174,7 @@ def fails(self):
 
 @pytest.mark.parametrize('members, message', [
     (dict(timeout=0), 'timeout=0'), (dict(max_observation='4'), "max_observation='4'"), (dict(threads=0), 'threads=0'),
-    (dict(__init__=fails), 'OSError: no such file'), (dict(spec=None), 'its `spec` is no EnvironmentSpec'),
+    (dict(__init__=fails), 'OSError: no such file'), (dict(spec=None), 'its `spec` must be an EnvironmentSpec'),
 ])
 def test_what_cannot_be_built(members, message):
   with pytest.raises(UserError, match=message):
@@ -193,10 +193,10 @@ clock = itertools.count()
 
 
 @pytest.mark.parametrize('members, message', [
-    (dict(step=replies(b'x')), 'TypeError: step gives bytes, no text'),
+    (dict(step=replies(b'x')), 'TypeError: step gives bytes, not a text'),
     (dict(step=replies(None)), 'step gives NoneType'),
     (dict(valid_actions=three), r'valid_actions gives shape \(3,\) for 2 actions'),
-    (dict(reset=lambda self, instance: [1]), 'the state is list, no dict'),
+    (dict(reset=lambda self, instance: [1]), 'the state is list, not a dict'),
     (dict(max_state=8), 'bytes as JSON, max_state is 8'),
     (dict(step=replies(('x', False))), 'never comes back to language'),
     (dict(step=replies('x' * 1000)), 'longer than max_observation=32'),

@@ -101,7 +101,7 @@ class Misled(Order):
 
 def test_a_demonstration_that_is_not_legal(model):
   misled = f'{__name__}:Misled', {'n': 2}, 1.0
-  with pytest.raises(UserError, match='task order2: decision 1 of a demonstration is not legal in language; mend'):
+  with pytest.raises(UserError, match='task order2: decision 1 of a demonstration is not legal in language; fix'):
     set_up(imitating(model, 'expanded', misled, ('sort', {'n': 2}, 1.0)))
 
 
@@ -163,7 +163,7 @@ def test_bad_input(model):
   ends = dataclasses.replace(experiment, end_tokens=(*experiment.end_tokens, 0))
   with pytest.raises(UserError, match='response_length=24: a demonstration of sort4 does not fit; choose more'):
     collect(ends, params, draw(experiment, stage=0, step=0), Progress.first(2))
-  with pytest.raises(UserError, match=r'curriculum\[0\].steps=0: imitation has no end of its own'):
+  with pytest.raises(UserError, match=r'curriculum\[0\].steps=0: a stage with imitate=True does not end by itself'):
     tiny.parsed(model, curriculum=(stage(('sort', {'n': 2}, 1.0), imitate=True),))
   with pytest.raises(UserError, match="interface='text': choose one of expanded, tagged"):
     tiny.parsed(model, interface='text')

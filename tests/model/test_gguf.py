@@ -198,7 +198,7 @@ def test_damaged_files(tmp_path):
   for number, text in enumerate((b'', b'no', data[:100], data[: len(data) // 2], data[:-4000], b'GGML' + data[4:])):
     path = tmp_path / f'{number}.gguf'
     path.write_bytes(text)
-    with pytest.raises(UserError, match='no whole GGUF file'):
+    with pytest.raises(UserError, match='is truncated or not a GGUF file'):
       load(path)
   with pytest.raises(UserError, match='no such folder or GGUF file'):
     hub.locate(tmp_path / 'absent.gguf')

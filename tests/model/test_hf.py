@@ -109,7 +109,7 @@ def test_index_that_names_the_wrong_file(sharded):
 def test_tensor_that_the_model_has_no_place_for(tmp_path):
   tensors = checkpoints.write(tmp_path) | {'model.layers.0.self_attn.q_norm.weight': np.ones(6, np.float32)}
   save_file(tensors, tmp_path / 'model.safetensors')
-  refused(tmp_path, 'model.layers.0.self_attn.q_norm.weight', 'no place')
+  refused(tmp_path, 'model.layers.0.self_attn.q_norm.weight', 'not part of the model')
 
 
 def test_old_tables_of_rotations_have_to_be_those_of_the_config(tmp_path):
@@ -120,14 +120,14 @@ def test_old_tables_of_rotations_have_to_be_those_of_the_config(tmp_path):
     if found is table:
       hf.load_params(tmp_path, hf.read_config(tmp_path))
     else:
-      refused(tmp_path, name, 'is not what config.json puts in its place')
+      refused(tmp_path, name, 'differs from what config.json puts in its place')
 
 
 def test_quantised_weights(tmp_path):
   tensors = checkpoints.write(tmp_path)
   tensors['model.norm.weight'] = tensors['model.norm.weight'].astype(np.int8)
   save_file(tensors, tmp_path / 'model.safetensors')
-  refused(tmp_path, 'model.norm.weight', 'I8', 'supported is F32, F16 or BF16')
+  refused(tmp_path, 'model.norm.weight', 'I8', 'only F32, F16 and BF16 are supported')
 
 
 def test_what_is_saved_replaces_what_was_there_at_once(tmp_path, monkeypatch):
@@ -199,7 +199,7 @@ def test_an_id_that_the_hub_does_not_know(monkeypatch):
     raise huggingface_hub.errors.RepositoryNotFoundError('404 Client Error.', response=mock.MagicMock())
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
-  with pytest.raises(UserError, match="'owner/name': .* file, and the Hugging Face hub shows you no such model"):
+  with pytest.raises(UserError, match="'owner/name': .* file, and the Hugging Face hub has none that you may see"):
     hub.locate('owner/name')
 
 
@@ -219,9 +219,9 @@ def test_what_is_fetched_from_the_hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('{', 'is no valid JSON'), ('[' * 10**5, 'is no valid JSON'), ('[]', 'holds a list'), ('{}', 'cannot be read'),
+    ('{', 'is not valid JSON'), ('[' * 10**5, 'is not valid JSON'), ('[]', 'holds a list'), ('{}', 'cannot be read'),
     ('{"weight_map": 3}', 'cannot be read'), ('{"weight_map": {"model.norm.weight": [3]}}', 'cannot be read'),
-    ('{"weight_map": {"model.norm.weight": "../part0.safetensors"}}', 'names of files beside it'),
+    ('{"weight_map": {"model.norm.weight": "../part0.safetensors"}}', 'expected a file beside it'),
 ])
 def test_unreadable_index(sharded, text, words):
   folder, _ = sharded
@@ -278,7 +278,7 @@ def test_a_head_beside_a_tied_config_has_to_be_the_embedding(tmp_path, monkeypat
   refused(tmp_path, "'lm_head.weight'", 'set tie_word_embeddings to false')
   other = {'other.lm_head.weight': tensors.pop('lm_head.weight')}
   save_file(tensors | other, tmp_path / 'model.safetensors')
-  refused(tmp_path, "'other.lm_head.weight'", 'no place')
+  refused(tmp_path, "'other.lm_head.weight'", 'not part of the model')
 
 
 @pytest.mark.parametrize('name', sorted(reference.random_tensors(0, tied=False)))

@@ -102,7 +102,7 @@ def test_spelling(folder):
   tokenizer = tokenizer_lib.load_tokenizer(folder)
   tokenizer_lib.check_spelling(tokenizer, [' compare', ' A', '1', '2', ' = '])
   edit(folder, lambda whole: whole['pre_tokenizer'].update(add_prefix_space=True))
-  with pytest.raises(UserError, match="' compare 1 2' of ' compare12', written piece by piece: it adds spaces"):
+  with pytest.raises(UserError, match="' compare12', written piece by piece, into ' compare 1 2': it adds spaces"):
     tokenizer_lib.check_spelling(tokenizer_lib.load_tokenizer(folder), [' compare', '1', '2'])
 
 

@@ -280,7 +280,7 @@ def test_what_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device\nand more')
 
   save(tmp_path, [1])
-  with pytest.raises(UserError, match='could not be written .*No space left on device.; the one before') as error:
+  with pytest.raises(UserError, match='could not be written .*No space left on device.; the previous') as error:
     with checkpoint.Checkpointer(tmp_path) as checkpointer:
       checkpointer.restore(ABSTRACT)
       monkeypatch.setattr(checkpointer._manager, 'save', full)

@@ -195,8 +195,8 @@ def test_the_programs_are_listed(capsys):
 
 
 @pytest.mark.parametrize('arguments, says', [
-    (['trian', '--config=x'], "'trian' is no argument here; write python -m earl_jax.train --config=x"),
-    (['--foo'], "'--foo' is no argument here; choose one of evaluate, export"),
+    (['trian', '--config=x'], "unknown program 'trian'; write python -m earl_jax.train --config=x"),
+    (['--foo'], "unknown program '--foo'; choose one of evaluate, export"),
 ])
 def test_the_list_takes_no_arguments(capsys, arguments, says):
   assert __main__.main(arguments) == 2

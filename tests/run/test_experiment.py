@@ -160,7 +160,7 @@ def test_a_key_in_two_shapes(model):
 ])
 def test_an_instance_that_devices_do_not_hold(model, kind, told):
   refused(model, [(mine('Wide'), {'kind': kind})], says=(
-      f"task other: instance key 'mine' is {told}, which devices do not hold; give integers of 32 bits"))
+      f"task other: instance key 'mine' is {told}, which devices do not hold; give 32-bit integers"))
 
 
 @pytest.mark.parametrize('kind, told', [
@@ -210,7 +210,7 @@ def test_a_task_without_examples(model, given, says):
 
 
 def test_one_label_twice(model):
-  refused(model, [('sort', {'n': 2}), ('sort', {'n': 2})], says='task sort2: it is twice in one stage; name it once')
+  refused(model, [('sort', {'n': 2}), ('sort', {'n': 2})], says='task sort2: listed twice in one stage; list it once')
 
 
 def test_an_environment_named_twice(model):
@@ -219,7 +219,7 @@ def test_an_environment_named_twice(model):
 
 def test_two_environments_of_one_name(model):
   refused(model, [('sort', {'n': 2})], [(mine('Weighing'), {'n': 2})], says=(
-      r"environment 'compare': earl_jax.environments.compare.Compare and .*test_experiment.Weigh have this name; "
+      r"environment 'compare': earl_jax.environments.compare.Compare and .*test_experiment.Weigh both have this name; "
       'rename one of the two'))
 
 

@@ -1,4 +1,4 @@
-"""Whatever a config says, a run begins or one line says what to mend, and no folder is claimed before that is known."""
+"""Whatever a config says, a run begins or one line says what to fix, and no folder is claimed before that is known."""
 
 import dataclasses
 import functools

@@ -95,7 +95,7 @@ def test_problems_that_cannot_be_enumerated(run):
     def problems(self):
       return []
 
-  with pytest.raises(UserError, match=r'task sort2: problems\(\) has to give its Examples, all of them, or None'):
+  with pytest.raises(UserError, match=r'task sort2: problems\(\) must return all of its Examples, or None'):
     measure.problems_of(run[0], Odd(2), samples=4)
   drawn, enumerated = measure.problems_of(run[0], Odd(2), samples=4, everything=False)  # which asks for none
   assert len(drawn) == 4 and isinstance(drawn[0], Example) and not enumerated

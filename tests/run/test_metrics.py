@@ -158,7 +158,7 @@ def test_numbers_that_have_changed(tmp_path, caplog):
   path = tmp_path / 'metrics.jsonl'
   path.write_bytes(path.read_bytes().replace(b'1.0', b'7.0'))
   with metrics.MetricsWriter(tmp_path, Config(steps=9), 1, written=written):
-    assert 'not what the run has written; its numbers before step 1 may be wrong' in caplog.text
+    assert 'not what the run wrote; its numbers before step 1 may be wrong' in caplog.text
 
 
 def test_samples_go_to_trackers_with_a_picture(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_what_is_no_outcome():
 
 @pytest.mark.parametrize('name', ['step', 'reward', 'tokens', 'calls', 'loss', 'host_calls'])
 def test_metrics_have_names_of_their_own(name):
-  with pytest.raises(UserError, match=f"task sort2: outcome.. gives a metric '{name}', which every run has of its own"):
+  with pytest.raises(UserError, match=f"task sort2: outcome.. gives a metric named '{name}', which is reserved"):
     checked(Sort(2), EXAMPLE, Outcome(1.0, True, {'swaps': 1, name: 2.0}))
 
 

@@ -122,7 +122,7 @@ def test_one_that_cannot_be_opened_closes_the_others(tmp_path, monkeypatch):
     raise OSError('no room')
 
   monkeypatch.setattr(trackers, 'SERVICES', {'trackio': lambda run: opened, 'mlflow': refuse})
-  with pytest.raises(UserError, match='mlflow could not be opened .OSError: no room.; mend that'):
+  with pytest.raises(UserError, match='mlflow could not be opened .OSError: no room.; fix that'):
     trackers.open_trackers(tmp_path, Config(trackers=('trackio', 'mlflow')), 0)
   assert opened.seen == ['closed']
 

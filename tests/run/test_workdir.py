@@ -131,7 +131,7 @@ def test_what_a_resumed_run_may_change(begun):
 
 
 @pytest.mark.parametrize('name', sorted(FILES))
-@pytest.mark.parametrize('text, says', [('{"task":', 'is not readable'), ('[1]', 'holds no JSON object')])
+@pytest.mark.parametrize('text, says', [('{"task":', 'is not readable'), ('[1]', 'does not hold a JSON object')])
 def test_claim_of_a_damaged_folder(begun, name, text, says):
   claim_workdir(begun, CONFIG, {})
   (begun / name).write_text(text)
@@ -253,7 +253,7 @@ def test_a_hold_ends_with_its_process(tmp_path):
       [sys.executable, '-c', HOLDER, tmp_path / 'lock'], stdout=subprocess.PIPE, stdin=subprocess.PIPE
   )
   assert child.stdout.readline() == b'held\n'
-  with pytest.raises(UserError, match='another run is going on there .process 1 on somewhere.; stop it first') as error:
+  with pytest.raises(UserError, match='in use by another run .process 1 on somewhere.; stop it first') as error:
     with hold_workdir(tmp_path):
       pass
   assert '\n' not in str(error.value)

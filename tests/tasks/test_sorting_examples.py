@@ -198,7 +198,7 @@ def test_problems(n, direction, number):
     (lambda: make_task('sort', n=4, direction='up'), "task 'sort': direction='up': choose one of both, ascending"),
     (lambda: make_task('sort', n=4, efficiency='best'), "task 'sort': efficiency='best': choose one of certified, rel"),
     (lambda: Sort(4).example(0, 'dev', 0), "split='dev': choose one of train, test"),
-    (lambda: Sort(4).example(-1, 'test', 0), 'seed=-1, index=0: use numbers from 0 on'),
+    (lambda: Sort(4).example(-1, 'test', 0), 'seed=-1, index=0: use numbers of at least 0'),
 ])
 def test_user_errors(make, message):
   with pytest.raises(UserError) as error:
