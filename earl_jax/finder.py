@@ -9,22 +9,18 @@ Modules are found as Python finds them: in the folder a program is started from,
 PYTHONPATH. `cli.define_config` adds the folder of the config file.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import importlib
 import inspect
-import os
 import pathlib
 import pkgutil
 import sys
-import sysconfig
-import traceback
 from types import ModuleType
 from typing import Any
 
-from earl_jax.config import UserError
+from earl_jax.config.errors import described, UserError
 
-__all__ = ['available', 'find', 'look_in', 'sources', 'telling', 'told']
+__all__ = ['available', 'find', 'look_in', 'sources']
 
 
 def find(named: str | type, base: type, name_of: Callable[[type], str]) -> type:
@@ -109,38 +105,9 @@ def _load(path: str, where: str, own: dict[str, type]) -> ModuleType:
           f'{where} not found; known: {", ".join(sorted(own))}. Your own modules are looked for beside the config '
           'file, in the folder you start from, and on PYTHONPATH'
       ) from None
-    raise UserError(f'{where}: {path} cannot be imported: {told(error)}') from error
+    raise UserError(f'{where}: {path} cannot be imported: {described(error)}') from error
   except Exception as error:  # a module is a program: it can raise anything
-    raise UserError(f'{where}: {path} cannot be imported: {told(error)}') from error
-
-
-@contextlib.contextmanager
-def telling(where: str) -> Iterator[None]:
-  """What goes wrong within, in somebody's program, is told in one line that begins with `where`."""
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:
-    raise UserError(f'{where}: {told(error)}') from error
-
-
-def told(error: Exception) -> str:
-  """What went wrong in somebody's program, with the last line of code of theirs that it went through."""
-  if isinstance(error, SyntaxError):
-    return f'{error.filename}, line {error.lineno}: {error.msg}'
-  text = ' '.join(str(error).split())
-  if isinstance(error, UserError):
-    return text
-  frames = traceback.extract_tb(error.__traceback__)
-  frame = ([frame for frame in frames if not _of_a_library(frame.filename)] or frames)[-1]
-  return f'{frame.filename}, line {frame.lineno}: {type(error).__name__}: {text}'
-
-
-def _of_a_library(filename: str) -> bool:
-  """Python's own, what is installed, this package; and what has no path, such as compiled code."""
-  folders = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')] + [os.path.dirname(__file__)]
-  return not os.path.isabs(filename) or any(filename.startswith(folder + os.sep) for folder in folders)
+    raise UserError(f'{where}: {path} cannot be imported: {described(error)}') from error
 
 
 def _classes(module: ModuleType, base: type) -> list[type]:

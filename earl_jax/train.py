@@ -165,7 +165,7 @@ def begin_or_resume(
   if restored is None:
     if config.action_floor:
       params, rare = action_floor.lifted(experiment, params)
-      tell(f'config.action_floor={config.action_floor:g}: ' + action_floor.told(rare))
+      tell(f'config.action_floor={config.action_floor:g}: ' + action_floor.report(rare))
     return Progress.first(experiment.interface.space.num_environments), learner.begin(params), None
   step, state, meta = restored
   require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import ml_collections
 
 from earl_jax.config import fields, paths
-from earl_jax.config.fields import Example, Range, UserError
+from earl_jax.config.errors import UserError
+from earl_jax.config.fields import Example, Range
 
 Count = Annotated[int, Range(1, 10**6)]
 Steps = Annotated[int, Range(1, 10**8)]

@@ -16,22 +16,10 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import ml_collections
 
+from earl_jax.config.errors import UserError
+
 KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}
 DEEPEST = 16  # dicts and lists within each other, in a dict
-
-
-class UserError(Exception):
-  """A mistake that the user can fix. Entry points print its one line and exit with status 2, without a traceback."""
-
-
-def first_line(error: Exception) -> str:
-  """What an exception of another library says, in one line that is not too long."""
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def one_line(error: BaseException) -> str:
-  """What an exception of somebody else's program is and says, in one line that is not too long."""
-  return f'{type(error).__name__}: {" ".join(str(error)[:200].split())}'
 
 
 class Range(NamedTuple):

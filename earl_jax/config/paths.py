@@ -4,7 +4,8 @@ import os
 import pathlib
 import re
 
-from earl_jax.config.fields import shown, UserError
+from earl_jax.config.errors import UserError
+from earl_jax.config.fields import shown
 
 __all__ = ['is_url', 'local_path', 'model_path', 'optional_path', 'options_with_paths']
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from earl_jax.config import MeshConfig, UserError
-from earl_jax.config.fields import first_line
+from earl_jax.config.errors import first_line
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # mesh axes that share out the rows of a batch

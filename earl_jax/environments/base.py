@@ -16,6 +16,7 @@ import numpy as np
 from earl_jax import finder
 from earl_jax.action_space import ActionSpec, Encode, EnvironmentSpec
 from earl_jax.config import UserError
+from earl_jax.config.errors import as_user_error
 
 State = Any  # a pytree of fixed-shape arrays: the hidden state
 
@@ -92,7 +93,7 @@ class Environment(abc.ABC):
       UserError: they give other than is declared here.
     """
     state = jax.eval_shape(self.reset, instance)
-    with finder.telling(f'environment {self.spec.name!r}'):
+    with as_user_error(f'environment {self.spec.name!r}'):
       self._check_functions(instance, state)
 
   def _check_functions(self, instance: dict[str, Any], state: State) -> None:
@@ -162,7 +163,7 @@ def concatenate(pieces: list[tuple[jax.Array, jax.Array]], size: int) -> Observa
 
 def build(kind: type[Environment], encode: Encode) -> Environment:
   """The environment with its tables; raises UserError where it cannot be made."""
-  with finder.telling(f'environment {kind.spec.name!r}'):
+  with as_user_error(f'environment {kind.spec.name!r}'):
     made = kind(encode)
   bound = getattr(made, 'max_observation', None)
   if not isinstance(bound, numbers.Integral) or bound < 0:

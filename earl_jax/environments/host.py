@@ -20,7 +20,7 @@ import numpy as np
 
 from earl_jax.action_space import Encode
 from earl_jax.config import UserError
-from earl_jax.config.fields import one_line
+from earl_jax.config.errors import one_line
 from earl_jax.environments.base import Environment, Observation
 from earl_jax.environments.threads import Pool
 

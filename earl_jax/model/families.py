@@ -7,7 +7,7 @@ import reprlib
 from typing import Any, NamedTuple
 
 from earl_jax.config import UserError
-from earl_jax.config.fields import first_line
+from earl_jax.config.errors import first_line
 from earl_jax.model import gguf
 from earl_jax.model.transformer import ModelConfig, RopeScaling
 

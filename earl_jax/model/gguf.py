@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
-from earl_jax.config.fields import first_line
+from earl_jax.config.errors import first_line
 
 __all__ = ['config_fields', 'is_gguf', 'open_file', 'token_ids', 'tokenizer_of']
 

@@ -20,7 +20,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from earl_jax.config import UserError
-from earl_jax.config.fields import first_line
+from earl_jax.config.errors import first_line
 from earl_jax.model import gguf, transformer
 from earl_jax.model.families import config_fields, read_config, read_json, shown
 from earl_jax.model.transformer import ModelConfig

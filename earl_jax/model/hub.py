@@ -5,7 +5,7 @@ import pathlib
 import huggingface_hub
 
 from earl_jax.config import UserError
-from earl_jax.config.fields import first_line
+from earl_jax.config.errors import first_line
 from earl_jax.model import gguf
 
 __all__ = ['locate']

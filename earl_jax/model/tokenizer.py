@@ -7,7 +7,7 @@ import threading
 from transformers import PreTrainedTokenizerFast
 
 from earl_jax.config import UserError
-from earl_jax.config.fields import first_line
+from earl_jax.config.errors import first_line
 from earl_jax.model import gguf
 from earl_jax.model.families import read_json, shown
 

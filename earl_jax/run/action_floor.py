@@ -22,7 +22,7 @@ from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices import processes, rows
 from earl_jax.run.experiment import Experiment
 
-__all__ = ['lifted', 'told']
+__all__ = ['lifted', 'report']
 
 RIDGE = 0.01  # of the mean square of a hidden state's feature
 
@@ -75,7 +75,7 @@ def lifted(experiment: Experiment, params: policy.Params) -> tuple[policy.Params
   return params | {'expanded_head': head + offset}, named
 
 
-def told(rare: dict[str, float]) -> str:
+def report(rare: dict[str, float]) -> str:
   """What `lifted` has done, in a line."""
   names = ', '.join(f'{description!r} ({rate:.1e})' for description, rate in rare.items())
   return f'rarer before, and lifted to that: {names}' if rare else 'no action is rarer'

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from earl_jax.config import UserError
-from earl_jax.config.fields import first_line
+from earl_jax.config.errors import first_line
 from earl_jax.run.workdir import require_plain, require_writable
 
 __all__ = ['Checkpointer', 'keep_reference', 'restore_reference']

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from earl_jax import finder
 from earl_jax.acting import batched
 from earl_jax.config import Config, UserError
+from earl_jax.config.errors import as_user_error
 from earl_jax.environments.host import OnHost
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.run import rewards
@@ -32,7 +32,7 @@ Stages = tuple[tuple[tuple[Task, float], ...], ...]  # of every stage, its tasks
 
 def first_example(task: Task, seed: int) -> Example:
   """The first problem that a run of this seed is trained on; raises UserError where the task gives none."""
-  with finder.telling(f'task {task.label}'):
+  with as_user_error(f'task {task.label}'):
     example = task.example(seed, 'train', 0)
   if not isinstance(example, Example) or not isinstance(example.instance, dict):
     raise UserError(f'task {task.label}: example() gives {example!r:.200}; give a tasks.base.Example')
@@ -55,7 +55,7 @@ def check_instances(examples: dict[str, Example], tasks: list[Task], interface: 
   for task in tasks:
     instance = examples[task.label].instance
     for name in environment_names(task):
-      with finder.telling(f'task {task.label}, in the environment {name!r}'):
+      with as_user_error(f'task {task.label}, in the environment {name!r}'):
         try:
           built[name].check(instance)
         except KeyError as error:
@@ -77,7 +77,7 @@ def check_outcomes(examples: dict[str, Example], tasks: list[Task], interface: E
       continue
     instance = jax.tree.map(jnp.asarray, example.instance)
     states = {environment.state_name: environment.reset(instance) for environment in environments}
-    with finder.telling(f'task {task.label}, its outcome()'):
+    with as_user_error(f'task {task.label}, its outcome()'):
       outcome = task.outcome(example.instance, jax.tree.map(np.asarray, states), '', False)
     if missing := rewards.missing(task, rewards.checked(task, example, outcome)):
       raise UserError(
@@ -96,7 +96,7 @@ def check_prompts(config: Config, stages: Stages, prompt: Callable[[Task, Exampl
   """
   longest = {}
   for task in {task.label: task for stage in stages for task, _ in stage}.values():
-    with finder.telling(f'task {task.label}'):
+    with as_user_error(f'task {task.label}'):
       examples = _drawn(task, config.seed, 'train', TRAINED_ON)
       for example in examples:
         _check_like(task, examples[0].instance, example.instance)
@@ -130,7 +130,7 @@ def check_demonstrations(
   for task in tasks:
     scripts, instances = [], []
     for index in range(TRAINED_ON):
-      with finder.telling(f'task {task.label}'):
+      with as_user_error(f'task {task.label}'):
         steps = task.demonstration(config.seed, 'train', index, index % config.rollout.group)
         scripts.append(interface.script(steps))
         instances.append(task.example(config.seed, 'train', index).instance)

@@ -25,7 +25,7 @@ import numpy as np
 from tensorboardX import summary
 
 from earl_jax.config import Config, UserError
-from earl_jax.config.fields import one_line
+from earl_jax.config.errors import one_line
 from earl_jax.run.events import EventFile
 from earl_jax.run.workdir import write_atomically
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from earl_jax import finder
 from earl_jax.config import fields, UserError
+from earl_jax.config.errors import as_user_error
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.base import Environment
 
@@ -175,7 +176,7 @@ def make_task(named: str | type[Task], **options: Any) -> Task:
   for name, value in options.items():
     if name in signature.parameters:
       options[name] = fields.check(signature.parameters[name].annotation, value, f'{told}: {name}')
-  with finder.telling(f'{told} with {fields.shown(options)} cannot be made'):
+  with as_user_error(f'{told} with {fields.shown(options)} cannot be made'):
     task = found(**options)
   for attribute, kind in (('name', str), ('label', str), ('environments', tuple)):
     if not isinstance(getattr(task, attribute, None), kind):

@@ -52,7 +52,7 @@ def test_a_rare_action_begins_at_the_floor(experiment, shunned):
 def test_nothing_is_lifted_where_nothing_is_rare(experiment):
   experiment, params = experiment
   lifted, rare = action_floor.lifted(experiment, params)
-  assert not rare and action_floor.told(rare) == 'no action is rarer'
+  assert not rare and action_floor.report(rare) == 'no action is rarer'
   np.testing.assert_array_equal(lifted['expanded_head'], params['expanded_head'])
 
 
