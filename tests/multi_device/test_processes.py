@@ -17,13 +17,13 @@ STEPS, HALF = 5, 3
 
 
 def launch(workdir, model, count, devices, steps):
-  """Runs to `steps` in `count` processes of `devices` each; gives what they print."""
+  """Runs to `steps` in `count` processes of `devices` each; gives what they print, and what they compile."""
   command = [
       'launch/local_multiprocess.sh', str(count), str(devices), sys.executable, '-m', 'earl_jax.train',
       f'--config={tiny.PATH}:{model}', f'--workdir={workdir}', f'--config.steps={steps}',
       '--config.algorithm.micro_batch=8', *(['--distributed'] if count > 1 else []),
   ]
-  environment = os.environ | {'XLA_FLAGS': ''}
+  environment = os.environ | {'XLA_FLAGS': '', 'JAX_LOG_COMPILES': '1'}
   job = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, check=False)
   assert job.returncode == 0, (job.stdout + job.stderr)[-3000:]
   return job.stdout
@@ -36,13 +36,13 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def runs(model, tmp_path_factory):
-  """Workdirs: of one process, of two, and of two that one process went on from."""
+  """Workdirs: of one process, of two, and of two that one process went on from; what two print, and what one does."""
   folder = tmp_path_factory.mktemp('runs')
-  launch(folder / 'one', model, 1, 4, STEPS)
+  alone = launch(folder / 'one', model, 1, 4, STEPS)
   launch(folder / 'both', model, 2, 2, HALF)
   told = launch(folder / 'two', model, 2, 2, STEPS)
   launch(folder / 'both', model, 1, 4, STEPS)
-  return folder, told
+  return folder, told, alone
 
 
 @pytest.mark.parametrize('other', ['two', 'both'])
@@ -66,6 +66,12 @@ def test_the_same_parameters(runs, other):
 
   for (path, expected), (_, leaf) in zip(final('one'), final(other)):
     np.testing.assert_allclose(leaf, expected, atol=1e-5, err_msg=str(path))
+
+
+def test_a_program_of_a_step_is_compiled_once(runs):
+  """What one program leaves lies on the devices as the next one, compiled beside it, expects it."""
+  for name in ('remembered_rollout', 'resume', 'log_probs', 'update_step'):
+    assert runs[2].count(f'Compiling jit({name}) ') == 1, name
 
 
 def test_one_process_alone_reports(runs):
