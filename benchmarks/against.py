@@ -23,7 +23,8 @@ from throughput import spread, tell, time_rollout
 from earl_jax.config import embedded_config, parse, stage, UserError
 from earl_jax.model import tokenizer
 from earl_jax.run import cli
-from earl_jax.run.experiment import Experiment, model_folder, set_up
+from earl_jax.run.experiment import Experiment
+from earl_jax.run.preparation import model_folder, set_up
 from earl_jax.run.problems import draw
 
 

@@ -34,7 +34,7 @@ from earl_jax.environments import base as environments_base
 from earl_jax.model import hf
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
-from earl_jax.run.experiment import EMBEDDED, INTERFACES, prepare
+from earl_jax.run.preparation import EMBEDDED, INTERFACES, prepare
 from earl_jax.run.workdir import write_atomically
 from earl_jax.tasks.base import make_task, SYSTEM
 from earl_jax.testing import HOSTILE_TEXTS

@@ -14,8 +14,9 @@ from earl_jax.devices import sharding
 from earl_jax.learning import update
 from earl_jax.learning.batches import abstract_batch, Split, split_rows
 from earl_jax.model import attention, transformer
-from earl_jax.run.experiment import EMBEDDED, Experiment, prepare
+from earl_jax.run.experiment import Experiment
 from earl_jax.run.first_params import abstract_params
+from earl_jax.run.preparation import EMBEDDED, prepare
 from earl_jax.run.problems import abstract_rollout, draw
 
 

@@ -18,8 +18,9 @@ from earl_jax import config as config_lib
 from earl_jax.config import Config
 from earl_jax.devices import sharding
 from earl_jax.run import cli, memory
-from earl_jax.run.experiment import check_mesh, model_folder, prepare
+from earl_jax.run.checks import check_problems
 from earl_jax.run.memory import GIB, Plan, USABLE
+from earl_jax.run.preparation import check_mesh, model_folder, prepare
 
 DEVICES = {  # GiB of memory, as their makers state it
     'v5e': 16, 'v6e': 32, 'A100-40GB': 40, 'A100-80GB': 80, 'H100': 80, 'v5p': 95, 'H200': 141,
@@ -92,7 +93,7 @@ def main(values: flags.FlagValues) -> None:
   check_mesh(config, mesh)
   one = sharding.make_mesh(config_lib.MeshConfig(), sharding.all_devices()[:1])
   experiment = prepare(config, model_folder(config), one)
-  experiment.check_problems()
+  check_problems(experiment)
   largest = functools.partial(memory.largest_micro_batch, experiment, mesh)
   if not config.algorithm.micro_batch:
     experiment = memory.with_micro_batch(experiment, memory.micro_batches(experiment, mesh)[0])

@@ -30,7 +30,7 @@ from earl_jax.environments.host import OnHost, Turn
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import rewards
-from earl_jax.run.experiment import EMBEDDED
+from earl_jax.run.preparation import EMBEDDED
 from earl_jax.tasks.base import all_problems, Call, environments_of, Example, Task
 
 __all__ = ['check_environment', 'check_task', 'HOSTILE_TEXTS']

@@ -34,10 +34,11 @@ from earl_jax.learning.update import TrainState
 from earl_jax.run import action_floor, cli, measure
 from earl_jax.run.checkpoint import Checkpointer, keep_reference, restore_reference
 from earl_jax.run.collect import collect
-from earl_jax.run.experiment import Experiment, set_up
+from earl_jax.run.experiment import Experiment
 from earl_jax.run.learner import Learner
 from earl_jax.run.memory import fitted
 from earl_jax.run.metrics import MetricsWriter
+from earl_jax.run.preparation import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from earl_jax.run.samples import first_drawn, look_at, write_samples

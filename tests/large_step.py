@@ -21,7 +21,8 @@ from earl_jax.devices import sharding
 from earl_jax.learning import reference
 from earl_jax.learning.batches import Batch, split_rows
 from earl_jax.run.collect import collect
-from earl_jax.run.experiment import Experiment, prepare
+from earl_jax.run.experiment import Experiment
+from earl_jax.run.preparation import prepare
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from tests import benchmark

@@ -10,7 +10,7 @@ import pytest
 from earl_jax.environments.compare import Compare
 from earl_jax.environments.swap import Swap
 from earl_jax.model import tokenizer as tokenizer_lib
-from earl_jax.run.experiment import EMBEDDED
+from earl_jax.run.preparation import EMBEDDED
 from tests import benchmark
 
 VALUES = (49, 930, 49)

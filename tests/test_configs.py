@@ -17,7 +17,7 @@ from earl_jax.config import fields
 from earl_jax.config.paths import local_path
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import cli
-from earl_jax.run.experiment import EMBEDDED
+from earl_jax.run.preparation import EMBEDDED
 from earl_jax.tasks.base import make_task
 from tests.run import tiny
 

@@ -14,7 +14,7 @@ from earl_jax.config import stage, UserError
 from earl_jax.devices import sharding
 from earl_jax.learning import update
 from earl_jax.run import checkpoint, cli, saved
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.run.workdir import claim_workdir
 from earl_jax.tasks.sorting import Order
 from tests.run import tiny

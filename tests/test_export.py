@@ -20,7 +20,7 @@ from earl_jax.learning import update
 from earl_jax.model import hf, transformer
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run import checkpoint, cli, expanded_head
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.run.workdir import claim_workdir
 from tests.run import tiny
 

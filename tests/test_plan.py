@@ -14,7 +14,7 @@ from earl_jax import config as config_lib
 from earl_jax import plan
 from earl_jax.config import UserError
 from earl_jax.run import cli, memory
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from tests.run import tiny
 
 

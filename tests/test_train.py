@@ -21,7 +21,7 @@ from earl_jax.config import UserError
 from earl_jax.learning import reference
 from earl_jax.learning.batches import Split
 from earl_jax.run import collect, learner, memory, metrics
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from earl_jax.run.workdir import hold_workdir

@@ -3,7 +3,6 @@
 Tasks and environments may be anybody's programs, which can raise anything: here it becomes one line.
 """
 
-from collections.abc import Callable
 import threading
 
 from absl import logging
@@ -12,48 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.acting import batched
-from earl_jax.config import Config, UserError
+from earl_jax.config import UserError
 from earl_jax.config.errors import as_user_error
 from earl_jax.environments.host import OnHost
-from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.run import rewards
+from earl_jax.run.experiment import Experiment
 from earl_jax.run.instances import form, instance_fields, side_by_side
 from earl_jax.tasks.base import all_problems, environment_names, Example, Instance, Task
 
-__all__ = [
-    'check_demonstrations', 'check_instances', 'check_outcomes', 'check_prompt', 'check_prompts', 'first_example',
-]
+__all__ = ['check_instances', 'check_outcomes', 'check_problems']
 
 TRAINED_ON, EVALUATED_ON = 128, 1024  # problems of each task that are looked at, at most
 SLOW = 20  # seconds
 
-Stages = tuple[tuple[tuple[Task, float], ...], ...]  # of every stage, its tasks and their shares of the prompts
 
-
-def first_example(task: Task, seed: int) -> Example:
-  """The first problem that a run of this seed is trained on; raises UserError where the task gives none."""
-  with as_user_error(f'task {task.label}'):
-    example = task.example(seed, 'train', 0)
-  if not isinstance(example, Example) or not isinstance(example.instance, dict):
-    raise UserError(f'task {task.label}: example() gives {example!r:.200}; give a tasks.base.Example')
-  for name in ('system', 'user'):
-    if not isinstance(getattr(example, name), str):
-      raise UserError(f'task {task.label}: example() gives {name}={getattr(example, name)!r:.200}; give a text')
-  return example
-
-
-def check_instances(examples: dict[str, Example], tasks: list[Task], interface: ExpandedInterface) -> None:
+def check_instances(experiment: Experiment) -> None:
   """Raises UserError where an environment cannot begin with the instance of a task that offers it.
 
   Or where two tasks give a key in different shapes.
-
-  Args:
-    examples: one of every task, by its label.
   """
-  instance_fields(examples)
-  built = {environment.spec.name: environment for environment in interface.environments}
-  for task in tasks:
-    instance = examples[task.label].instance
+  instance_fields(experiment.first_examples)
+  built = {environment.spec.name: environment for environment in experiment.interface.environments}
+  for task in experiment.tasks:
+    instance = experiment.first_examples[task.label].instance
     for name in environment_names(task):
       with as_user_error(f'task {task.label}, in the environment {name!r}'):
         try:
@@ -65,14 +45,14 @@ def check_instances(examples: dict[str, Example], tasks: list[Task], interface: 
           ) from None
 
 
-def check_outcomes(examples: dict[str, Example], tasks: list[Task], interface: ExpandedInterface) -> None:
+def check_outcomes(experiment: Experiment) -> None:
   """Raises UserError where a task cannot score its first problem as it is before anything was done.
 
   Of environments in plain Python it is not tried: nothing has called them yet.
   """
-  for task in tasks:
-    example, offered = examples[task.label], environment_names(task)
-    environments = [environment for environment in interface.environments if environment.spec.name in offered]
+  for task in experiment.tasks:
+    example, offered = experiment.first_examples[task.label], environment_names(task)
+    environments = [env for env in experiment.interface.environments if env.spec.name in offered]
     if any(isinstance(environment, OnHost) for environment in environments):
       continue
     instance = jax.tree.map(jnp.asarray, example.instance)
@@ -86,47 +66,36 @@ def check_outcomes(examples: dict[str, Example], tasks: list[Task], interface: E
       )
 
 
-def check_prompts(config: Config, stages: Stages, prompt: Callable[[Task, Example], list[int]]) -> None:
+def check_problems(experiment: Experiment) -> None:
+  """Raises UserError where problems of some stage cannot be carried out; looks at some."""
+  _check_prompts(experiment)
+  _check_demonstrations(experiment)
+
+
+def _check_prompts(experiment: Experiment) -> None:
   """Raises UserError where there is no room for a prompt of some stage, or instances of a task differ in their form.
 
   Looks at the problems that the run is evaluated on, and at some of those that it is trained on.
-
-  Args:
-    prompt: token ids of a problem.
   """
-  longest = {}
-  for task in {task.label: task for stage in stages for task, _ in stage}.values():
+  config, longest = experiment.config, {}
+  for task in experiment.tasks:
     with as_user_error(f'task {task.label}'):
       examples = _drawn(task, config.seed, 'train', TRAINED_ON)
       for example in examples:
         _check_like(task, examples[0].instance, example.instance)
-      if task.label in [last.label for last, _ in stages[-1]]:
+      if task.label in [last.label for last in experiment.goal]:
         count = min(config.evaluation_prompts, EVALUATED_ON)
         examples += all_problems(task) or _drawn(task, config.seed, 'test', count)
-      longest[task.label] = max(len(prompt(task, example)) for example in examples)
+      longest[task.label] = max(len(experiment.prompt(task, example)) for example in examples)
   label = max(longest, key=longest.get)
-  check_prompt(config, label, longest[label])
+  experiment.require_room(label, longest[label])
 
 
-def check_prompt(config: Config, label: str, length: int) -> None:
-  """Raises UserError unless there is room for a prompt of this length, of the task `label`."""
-  if length > config.rollout.prompt_length:
-    raise UserError(
-        f'config.rollout.prompt_length={config.rollout.prompt_length}: a prompt of {label} has {length} tokens; choose '
-        'at least that'
-    )
-
-
-def check_demonstrations(
-    config: Config, stages: Stages, interface: ExpandedInterface, examples: dict[str, Example]
-) -> None:
-  """Raises UserError where a demonstration that is to be imitated is not legal or has no room; looks at some.
-
-  Args:
-    examples: one of every task, by its label.
-  """
-  fields = instance_fields(examples)
-  tasks = [task for i, stage in enumerate(config.curriculum) if stage.imitate for task, _ in stages[i]]
+def _check_demonstrations(experiment: Experiment) -> None:
+  """Raises UserError where a demonstration that is to be imitated is not legal or has no room; looks at some."""
+  config, interface = experiment.config, experiment.interface
+  fields = instance_fields(experiment.first_examples)
+  tasks = [task for i, stage in enumerate(config.curriculum) if stage.imitate for task, _ in experiment.stages[i]]
   for task in tasks:
     scripts, instances = [], []
     for index in range(TRAINED_ON):

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from earl_jax import finder
@@ -20,32 +19,18 @@ from earl_jax.acting.trajectory import Trajectory, walk
 from earl_jax.config import Config, UserError
 from earl_jax.devices import processes, sharding
 from earl_jax.environments import host
-from earl_jax.environments.base import Environment
 from earl_jax.interfaces.expanded import ExpandedInterface
-from earl_jax.interfaces.tagged import TaggedInterface
 from earl_jax.learning.batches import rows_per_prompt
-from earl_jax.model import attention, hf, hub, lora
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
-from earl_jax.run.checks import (
-  check_demonstrations,
-  check_instances,
-  check_outcomes,
-  check_prompt,
-  check_prompts,
-  first_example,
-)
-from earl_jax.run.first_params import first_params
-from earl_jax.run.instances import instance_fields, require_32_bits
+from earl_jax.run.instances import first_example, instance_fields, require_32_bits
 from earl_jax.run.rewards import checked
 from earl_jax.run.worked_example import worked_example
-from earl_jax.tasks.base import environment_names, environments_of, Example, make_task, Outcome, Task
+from earl_jax.tasks.base import environment_names, environments_of, Example, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
 MIN_ROWS = 32
 LONG = 256  # slots of a response from which on the cache grows once
-INTERFACES = {'expanded': ExpandedInterface, 'tagged': TaggedInterface}
-EMBEDDED = pathlib.Path(__file__).parents[1] / 'base_model' / 'checkpoint'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,7 +131,7 @@ class Experiment:
     for row in processes.held_rows(self.rows, len(examples)):
       task, example = tasks[row], examples[row]
       ids = self.prompt(task, example)
-      check_prompt(self.config, task.label, len(ids))
+      self.require_room(task.label, len(ids))
       start[row] = length - len(ids)
       tokens[row, start[row]:] = ids
       require_32_bits(task.label, example.instance)
@@ -163,10 +148,13 @@ class Experiment:
       told.append(_worked_example(self, task))
     return _cached_prompt(self.tokenizer, ' '.join(filter(None, told)), example.user, task.assistant_start)
 
-  def check_problems(self) -> None:
-    """Raises UserError where problems of some stage cannot be carried out, see `checks`."""
-    check_prompts(self.config, self.stages, self.prompt)
-    check_demonstrations(self.config, self.stages, self.interface, self.first_examples)
+  def require_room(self, label: str, length: int) -> None:
+    """Raises UserError unless there is room for a prompt of this length, of the task `label`."""
+    if length > self.config.rollout.prompt_length:
+      raise UserError(
+          f'config.rollout.prompt_length={self.config.rollout.prompt_length}: a prompt of {label} has {length} tokens; '
+          'choose at least that'
+      )
 
   def rollout(
       self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array,
@@ -238,95 +226,3 @@ def _worked_example(experiment: Experiment, task: Task) -> str:
   return worked_example(
       task, experiment.config.seed, experiment.first_examples, experiment.interface, experiment.tokenizer
   )
-
-
-def model_folder(config: Config) -> pathlib.Path:
-  """Where the checkpoint is that the run starts from; raises UserError where it is nowhere."""
-  return EMBEDDED if config.model == 'embedded' else hub.locate(config.model)
-
-
-def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
-  """Raises UserError unless the devices of `mesh` can share out all rows evenly."""
-  sharding.check_rows(mesh, config.rollout.prompts, 'config.rollout.prompts')
-  sharding.check_rows(mesh, config.rollout.chunk, 'config.rollout.chunk')
-  sharding.check_rows(mesh, config.algorithm.micro_batch, 'config.algorithm.micro_batch')
-
-
-def prepare(config: Config, folder: pathlib.Path, mesh: Mesh) -> Experiment:
-  """All that a run needs but its parameters; of the checkpoint in `folder`, config.json and the tokenizer.
-
-  Raises:
-    UserError: see the functions called.
-  """
-  tokenizer = tokenizer_lib.load_tokenizer(folder)
-  model = hf.read_config(folder)
-  model = dataclasses.replace(
-      model, dtype=config.dtype, remat=config.remat, adapter_scale=lora.scale(config.lora),
-      attention=attention.kernel(config.attention, config.dtype, model.head_dim),
-  )
-  slots, positions = config.rollout.prompt_length + config.rollout.response_length, model.max_position_embeddings
-  if slots > positions:
-    raise UserError(
-        f'config.rollout: prompt_length + response_length = {slots}, but the model was made for {positions} positions; '
-        'choose less'
-    )
-  vocab_size = tokenizer_lib.vocabulary_size(tokenizer)
-  if model.vocab_size < vocab_size:
-    raise UserError(
-        f'model {str(folder)!r}: vocab_size={model.vocab_size} in config.json, but the tokenizer has ids up to '
-        f'{vocab_size - 1}; use the tokenizer the model was trained with'
-    )
-  stages = tuple(
-      tuple((make_task(name, **options), share) for name, options, share in stage.tasks) for stage in config.curriculum
-  )
-  _require_labels(stages)
-  environments = _environments_of_run([task for stage in stages for task, _ in stage])
-  check_mesh(config, mesh)
-  encode = functools.partial(tokenizer_lib.encode, tokenizer)
-  interface = INTERFACES[config.interface](vocab_size, environments, encode)
-  tokenizer_lib.check_spelling(tokenizer, [action.description for action in interface.space.actions])
-  experiment = Experiment(
-      config=config, mesh=mesh, tokenizer=tokenizer, model=model, interface=interface, stages=stages,
-      end_tokens=tokenizer_lib.end_tokens(folder, tokenizer),
-  )
-  check_instances(experiment.first_examples, experiment.tasks, interface)
-  check_outcomes(experiment.first_examples, experiment.tasks, interface)
-  return experiment
-
-
-def _require_labels(stages: tuple[tuple[tuple[Task, float], ...], ...]) -> None:
-  """Raises UserError where two tasks of a stage have one label, under which both would be measured."""
-  for stage in stages:
-    labels = [task.label for task, _ in stage]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-      raise UserError(f'task {twice[0]}: listed twice in one stage; list it once, with the sum of both shares')
-
-
-def _environments_of_run(tasks: list[Task]) -> list[type[Environment]]:
-  """The environments that some task offers, in the order in which they are named.
-
-  Raises:
-    UserError: one cannot be found, or two have one name.
-  """
-  found: dict[str, type[Environment]] = {}
-  for task in tasks:
-    for environment in environments_of(task):
-      other = found.setdefault(environment.spec.name, environment)
-      if other is not environment:
-        raise UserError(
-            f'environment {environment.spec.name!r}: {other.__module__}.{other.__name__} and '
-            f'{environment.__module__}.{environment.__name__} both have this name; rename one of the two'
-        )
-  return list(found.values())
-
-
-def set_up(config: Config) -> tuple[Experiment, policy.Params]:
-  """Builds everything a run needs, looks at the problems of all its stages, and places its first parameters.
-
-  Raises:
-    UserError: see the functions called.
-  """
-  folder = model_folder(config)
-  experiment = prepare(config, folder, sharding.make_mesh(config.mesh))
-  experiment.check_problems()
-  return experiment, first_params(config, experiment.model, experiment.interface, folder, mesh=experiment.mesh)

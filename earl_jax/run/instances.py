@@ -7,9 +7,22 @@ import jax
 import numpy as np
 
 from earl_jax.config import UserError
-from earl_jax.tasks.base import Example, Instance
+from earl_jax.config.errors import as_user_error
+from earl_jax.tasks.base import Example, Instance, Task
 
-__all__ = ['form', 'instance_fields', 'require_32_bits', 'side_by_side']
+__all__ = ['first_example', 'form', 'instance_fields', 'require_32_bits', 'side_by_side']
+
+
+def first_example(task: Task, seed: int) -> Example:
+  """The first problem that a run of this seed is trained on; raises UserError where the task gives none."""
+  with as_user_error(f'task {task.label}'):
+    example = task.example(seed, 'train', 0)
+  if not isinstance(example, Example) or not isinstance(example.instance, dict):
+    raise UserError(f'task {task.label}: example() gives {example!r:.200}; give a tasks.base.Example')
+  for name in ('system', 'user'):
+    if not isinstance(getattr(example, name), str):
+      raise UserError(f'task {task.label}: example() gives {name}={getattr(example, name)!r:.200}; give a text')
+  return example
 
 
 def form(value: Any) -> str:

@@ -13,8 +13,9 @@ from earl_jax.devices import sharding
 from earl_jax.model import hf
 from earl_jax.run import measure
 from earl_jax.run.checkpoint import Checkpointer
-from earl_jax.run.experiment import Experiment, model_folder, prepare
+from earl_jax.run.experiment import Experiment
 from earl_jax.run.first_params import abstract_params
+from earl_jax.run.preparation import model_folder, prepare
 from earl_jax.run.workdir import look_in_modules, require_actions, require_written_by
 from earl_jax.tasks.base import environments_of, Task, task_of_label
 

@@ -15,7 +15,7 @@ from earl_jax.environments import base
 from earl_jax.environments.base import Environment, Observation, observation_table
 from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
-from earl_jax.run.experiment import EMBEDDED
+from earl_jax.run.preparation import EMBEDDED
 from earl_jax.testing import check_environment
 
 # The union of the keys that the tasks of the package give.

@@ -9,7 +9,7 @@ import pytest
 
 from earl_jax.environments import base as environments_base
 from earl_jax.model import tokenizer as tokenizer_lib
-from earl_jax.run.experiment import INTERFACES
+from earl_jax.run.preparation import INTERFACES
 from earl_jax.tasks.base import make_task
 
 TASKS = [('sort', {'n': 4}), ('order', {'n': 3}), ('arithmetic', {}), ('countdown', {})]

@@ -11,7 +11,7 @@ from earl_jax import train
 from earl_jax.config import stage, UserError
 from earl_jax.learning.batches import split_rows
 from earl_jax.run.collect import collect
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from earl_jax.tasks import sorting_algorithms

@@ -7,7 +7,7 @@ import pytest
 from earl_jax import train
 from earl_jax.acting.scoring import score
 from earl_jax.run.collect import collect
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from tests.run import tiny

@@ -21,7 +21,7 @@ from earl_jax.devices import sharding
 from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
 from earl_jax.run import memory
-from earl_jax.run.experiment import model_folder, prepare
+from earl_jax.run.preparation import model_folder, prepare
 from tests import benchmark
 
 programs = benchmark.load('programs')

@@ -8,7 +8,7 @@ import pytest
 from earl_jax.acting.scoring import previous_hidden
 from earl_jax.config import stage, UserError
 from earl_jax.run import action_floor
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.train import train
 from tests.run import tiny
 

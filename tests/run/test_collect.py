@@ -9,7 +9,7 @@ import pytest
 from earl_jax.acting.counterfactual import choose_positions
 from earl_jax.run import rewrites
 from earl_jax.run.collect import collect
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from earl_jax.tasks.base import Outcome

@@ -14,7 +14,8 @@ from earl_jax.environments.compare import Compare
 from earl_jax.environments.hidden_items import ITEMS
 from earl_jax.run import checks
 from earl_jax.run import experiment as experiment_lib
-from earl_jax.run.experiment import prepare
+from earl_jax.run.checks import check_problems
+from earl_jax.run.preparation import prepare
 from earl_jax.run.problems import draw, Examples
 from earl_jax.tasks.base import Column, Example, make_task, Outcome
 from earl_jax.tasks.sorting import Order, Sort
@@ -237,7 +238,7 @@ def refused(model, *stages, says):
 def test_a_later_stage_is_looked_at_before_the_first(model, options, says):
   experiment = prepared(model, [('sort', {'n': 2})], [(mine('Later'), options)])
   with pytest.raises(UserError, match=says) as error:
-    experiment.check_problems()
+    check_problems(experiment)
   assert '\n' not in str(error.value)
 
 
@@ -250,10 +251,10 @@ def test_demonstrations_of_a_later_stage(model):
     config = tiny.parsed(model, curriculum=curriculum, **{'rollout.response_length': length})
     experiment = prepare(config, model, core.one_device())
     if fits:
-      experiment.check_problems()
+      check_problems(experiment)
     else:
       with pytest.raises(UserError, match=f'={length}: a demonstration of order2 does not fit, it has {needed} tokens'):
-        experiment.check_problems()
+        check_problems(experiment)
 
 
 def test_more_slots_than_the_model_has_positions(model, monkeypatch):

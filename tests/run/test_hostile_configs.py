@@ -13,8 +13,7 @@ from earl_jax import train
 from earl_jax.config import UserError
 from earl_jax.model import hub
 from earl_jax.model import tokenizer as tokenizer_lib
-from earl_jax.run import cli
-from earl_jax.run import experiment as experiment_lib
+from earl_jax.run import cli, preparation
 from tests.run import tiny
 
 FEW, MANY = 25, 1000
@@ -51,7 +50,7 @@ def no_weights_and_no_hub(monkeypatch):
   def offline(*_, **__):
     raise OSError('offline')
 
-  monkeypatch.setattr(experiment_lib, 'first_params', begin)
+  monkeypatch.setattr(preparation, 'first_params', begin)
   monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', offline)
   monkeypatch.setattr(tokenizer_lib, 'load_tokenizer', functools.cache(tokenizer_lib.load_tokenizer))
   monkeypatch.setenv('XLA_FLAGS', '')

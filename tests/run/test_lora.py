@@ -14,7 +14,7 @@ from earl_jax.config import MeshConfig, UserError
 from earl_jax.model import transformer
 from earl_jax.run import saved
 from earl_jax.run.checkpoint import Checkpointer
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.run.problems import draw
 from earl_jax.train import train
 from tests.run import tiny

@@ -7,7 +7,7 @@ import pytest
 
 from earl_jax.config import UserError
 from earl_jax.run import measure, saved
-from earl_jax.run.experiment import set_up
+from earl_jax.run.preparation import set_up
 from earl_jax.tasks.base import Column, Example, Outcome
 from earl_jax.tasks.sorting import Compare, Order, Sort
 from tests.run import tiny

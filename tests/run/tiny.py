@@ -20,7 +20,7 @@ from earl_jax import train
 from earl_jax.base_model import build
 from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
-from earl_jax.run import experiment, learner, saved
+from earl_jax.run import learner, preparation, saved
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATH = 'tests/run/tiny.py'
@@ -65,11 +65,11 @@ def write_model(folder):
 @contextlib.contextmanager
 def compiled_once(config):
   """Programs are compiled for an interface and an optimizer: the runs within share theirs, and so the programs."""
-  shared, _ = experiment.set_up(config)
+  shared, _ = preparation.set_up(config)
   make_optimizer, made = learner.make_optimizer, {}
 
   def cheap_set_up(config):
-    new, params = experiment.set_up(config)
+    new, params = preparation.set_up(config)
     return dataclasses.replace(new, interface=shared.interface), params
 
   def make_once(config):
@@ -77,7 +77,7 @@ def compiled_once(config):
     return made.setdefault(settings, make_optimizer(config))
 
   def cheap_prepare(*arguments):
-    return dataclasses.replace(experiment.prepare(*arguments), interface=shared.interface)
+    return dataclasses.replace(preparation.prepare(*arguments), interface=shared.interface)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train, 'set_up', cheap_set_up)
