@@ -14,7 +14,7 @@ from earl_jax import config as config_lib
 
 def get_config():
   config = config_lib.embedded_config()
-  config.steps = 480
+  config.steps = 560
   config.algorithm.rewrite_fraction = 0.0  # as in sort4.py
   config.optimizer.decay = 0.5  # all instances are solved only while the rate falls, and comparisons fall with it
   *stages, last = STAGES
@@ -22,7 +22,7 @@ def get_config():
       *stages,
       {**last, 'until': 0.9},
       config_lib.stage(
-          ('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 1.0), ('sort', {'n': 4}, 3.0), ('sort', {'n': 5}, 9.0)
+          ('sort', {'n': 2}, 1.0), ('sort', {'n': 3}, 1.0), ('sort', {'n': 4}, 2.0), ('sort', {'n': 5}, 10.0)
       ),
   )
   config.rollout.response_length = 224
