@@ -114,7 +114,7 @@ def test_a_run_begins_with_it(model, experiment, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('changes, error', [
-    ({'interface': 'tagged', 'action_floor': 0.01}, 'config.action_floor=0.01: actions have rows of their own'),
+    ({'interface': 'tagged', 'action_floor': 0.01}, "config.action_floor=0.01: only config.interface='expanded' gives"),
     ({'action_floor': 0.5}, 'config.action_floor=0.5'),
     ({'action_floor': -0.1}, 'config.action_floor=-0.1'),
 ])
