@@ -106,7 +106,7 @@ class Environment(abc.ABC):
     tokens = jax.ShapeDtypeStruct((self.max_observation,), jnp.int32)
     self._require('step()', after, (Observation(tokens, jnp.int32(0)), state, jnp.bool_(False)))
     if not np.any(self.valid_actions(self.reset(jax.tree.map(jnp.asarray, instance)))):
-      logging.warning('environment %r: no action is valid at the start; who enters then ends there', self.spec.name)
+      logging.warning('environment %r: no action is valid at the start; entering it ends the episode', self.spec.name)
 
   def _require(self, what: str, given: Any, expected: Any) -> None:
     """Raises UserError unless a tree of arrays has the fields, shapes and dtypes of another."""
