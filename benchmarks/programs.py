@@ -103,9 +103,7 @@ def lower_resume(experiment: Experiment) -> jax.stages.Lowered:
       for count in (config.prompts * config.group, config.chunk)
   )
   fork = rollout.Fork(chunk, chunk, np.zeros(1, np.int32), np.int32(1), chunk >= 0)
-  play = functools.partial(
-      rollout.remembered_rollout, decoding=experiment.decoding(config.group)
-  )
+  play = functools.partial(rollout.remembered_rollout, decoding=experiment.decoding(config.group))
   with jax.set_mesh(experiment.mesh):
     played = jax.eval_shape(play, params, prompts, rows, jax.random.key(0))
     decoding = experiment.decoding()

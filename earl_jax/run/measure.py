@@ -65,8 +65,8 @@ def problems_of(
   """The problems that a task is measured on, and whether these are all there are.
 
   Args:
-    samples: held-out problems that are drawn,
-    everything: unless all problems can be listed, and this asks for them.
+    samples: how many held-out problems are drawn.
+    everything: take all problems instead, where the task can list them.
   """
   if everything and (listed := all_problems(task)) is not None:
     return listed, True

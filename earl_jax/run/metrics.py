@@ -147,7 +147,7 @@ def _drop_from(path: pathlib.Path, step: int) -> None:
 
 @contextlib.contextmanager
 def _ignoring_terminal_errors() -> Iterator[None]:
-  """One that is gone, or a pipe, must not end a run. tqdm keeps its lock then, for which other threads would wait."""
+  """A terminal or a pipe that is gone must not end a run. tqdm keeps its lock then, which other threads wait for."""
   try:
     yield
   except OSError:

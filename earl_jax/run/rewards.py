@@ -46,7 +46,7 @@ def checked(task: Task, example: Example, outcome: Outcome) -> Outcome:
 
 def missing(task: Task, outcome: Outcome) -> list[str]:
   """Metrics that the task's columns, cost or proof name, and neither the outcome nor every episode has."""
-  named = dict.fromkeys((*task.reported, task.proof or task.cost))
+  named = dict.fromkeys((*task.reported, *([task.proof] if task.proof else [])))
   return [name for name in named if name not in outcome.metrics.keys() | GENERAL]
 
 
