@@ -68,15 +68,17 @@ def read(folder: pathlib.Path) -> Run:
 
 def is_of(folder: pathlib.Path, config: config_lib.Config) -> bool:
   """Whether a folder has a run of this config, but for what differs between machines: where the model lies, devices,
-  and how many rewritten episodes are decoded at a time.
+  and how many rows are rewritten, or learned from, at a time.
   """
   if not (folder / 'config.json').is_file():
     return False
   stored = read_run_config(folder)
   rollout = dataclasses.replace(stored.rollout, chunk=config.rollout.chunk)
+  algorithm = dataclasses.replace(stored.algorithm, micro_batch=config.algorithm.micro_batch)
   if 'embedded' in (stored.model, config.model) and stored.model != config.model:
     return False  # that lies in the package
-  return dataclasses.replace(stored, model=config.model, mesh=config.mesh, rollout=rollout) == config
+  same = dataclasses.replace(stored, model=config.model, mesh=config.mesh, rollout=rollout, algorithm=algorithm)
+  return same == config
 
 
 def keep(workdir: pathlib.Path, folder: pathlib.Path, arguments: tuple[str, ...]) -> None:

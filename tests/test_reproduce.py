@@ -146,7 +146,8 @@ def test_runs_of_another_config_are_trained_again(reproduce, study, monkeypatch,
   shares = {(method, seed): 0.5 for method in ('earl', 'prompt_grpo') for seed in '01'}
   assert len(run(reproduce, monkeypatch, tmp_path, shares)) == 4
   assert run(reproduce, monkeypatch, tmp_path, {}) == []
-  assert run(reproduce, monkeypatch, tmp_path, {}, '--config.rollout.chunk=8') == []  # changes nothing
+  for same in ('rollout.chunk', 'algorithm.micro_batch'):
+    assert run(reproduce, monkeypatch, tmp_path, {}, f'--config.{same}=8') == []
   shutil.rmtree(tmp_path / 'out')
   assert len(run(reproduce, monkeypatch, tmp_path, {}, '--config.optimizer.learning_rate=0.5')) == 4
 

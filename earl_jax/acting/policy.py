@@ -16,6 +16,7 @@ from earl_jax.acting.masked import NEGATIVE
 from earl_jax.action_space import ActionSpace
 from earl_jax.devices.sharding import constrain, tensor_shards
 from earl_jax.model import lora, transformer
+from earl_jax.model.products import product
 
 BLOCK = 128  # entries of the vocabulary whose probabilities are added up first
 
@@ -110,7 +111,7 @@ def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
 def _logits_backward(kept, gradient):
   hidden, rows = kept
   gradient = gradient.astype(hidden.dtype)
-  return jnp.einsum('...a,ad->...d', gradient, rows), jnp.einsum('...a,...d->ad', gradient, hidden)
+  return product(gradient, rows), jnp.einsum('...a,...d->ad', gradient, hidden)
 
 
 _logits.defvjp(lambda hidden, rows: (_logits(hidden, rows), (hidden, rows)), _logits_backward)

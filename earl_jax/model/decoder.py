@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from earl_jax.devices.sharding import constrain, tensor_shards
 from earl_jax.model import attention, lora
 from earl_jax.model.attention import Part
+from earl_jax.model.products import product
 from earl_jax.model.transformer import KeysValues, ModelConfig, rms_norm, rotary, Rotation, rotation
 
 
@@ -183,12 +184,12 @@ def _finish(config: ModelConfig, layer: Layer, x: jax.Array, y: jax.Array) -> ja
   x = x + _dense(y, layer.output)[0]
   y = rms_norm(x, layer.norms['mlp_norm'], config.rms_norm_eps)
   gate, up = _split(_dense(y, *((kernel, None) for kernel in layer.gate_up)), [config.intermediate_size])
-  return constrain(x + (jax.nn.silu(gate) * up) @ layer.down, 'rows')
+  return constrain(x + product(jax.nn.silu(gate) * up, layer.down), 'rows')
 
 
 def _dense(x: jax.Array, *layers: tuple[jax.Array, jax.Array | None]) -> list[jax.Array]:
   """x [B, inputs] through each of some (kernel, bias)."""
-  return [x @ kernel if bias is None else x @ kernel + bias for kernel, bias in layers]
+  return [product(x, kernel) if bias is None else product(x, kernel) + bias for kernel, bias in layers]
 
 
 def _split(made: list[jax.Array], widths: list[int]) -> list[jax.Array]:

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): beside a frozen kernel W stands scale * A B; A and B alone are trained.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): to a frozen kernel W is added scale * A B; A and B alone are trained.
 
 An adapter is {'a': float32[L, inputs, R], 'b': float32[L, R, outputs]}, the adapters of a model a dict of them by the
 name of the kernel. Inputs and outputs have the axes of the kernel: of `o`, N and H are inputs, of `q` they are outputs.
@@ -6,6 +6,7 @@ name of the kernel. Inputs and outputs have the axes of the kernel: of `o`, N an
 Axes: as in `transformer`; R rank.
 """
 
+import functools
 import math
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earl_jax.config import LoraConfig
+from earl_jax.model.products import product
 
 INPUTS = {'o': 2}  # how many axes of a kernel, without that of the layers, are inputs; one of all others
 
@@ -53,17 +55,43 @@ def init_adapters(
   return adapters
 
 
-def through(adapter: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-  """dtype[…, outputs]: x […, inputs] through the A and B of one layer, not yet scaled."""
-  a, b = adapter['a'].astype(x.dtype), adapter['b'].astype(x.dtype)
-  return jnp.tensordot(jnp.tensordot(x, a, axes=a.ndim - 1), b, axes=1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def through(x: jax.Array, kernel: jax.Array, adapter: dict[str, jax.Array], scale: float) -> jax.Array:
+  """dtype[…, outputs]: x dtype[…, inputs] through the kernel dtype[inputs, outputs] of one layer, its adapter merged.
+
+  So the trainer multiplies by what the decode loop does, rounded alike. The gradients of A and B are taken beside the
+  kernel, which takes R columns: that of the merged kernel, as large as itself, is never made.
+  """
+  return product(x, _sum(kernel, adapter, scale).astype(x.dtype), adapter['a'].ndim - 1)
+
+
+def _through_forward(x, kernel, adapter, scale):
+  return through(x, kernel, adapter, scale), (x, kernel, adapter)
+
+
+def _through_backward(scale, kept, gradient):
+  x, kernel, adapter = kept
+  inputs = adapter['a'].ndim - 1
+
+  def beside(adapter):
+    a, b = (adapter[part].astype(x.dtype) for part in 'ab')
+    return scale * product(product(x, a, inputs), b)
+
+  _, pull = jax.vjp(lambda x, kernel: product(x, kernel, inputs), x, _sum(kernel, adapter, scale).astype(x.dtype))
+  return *pull(gradient), *jax.vjp(beside, adapter)[1](gradient)
+
+
+through.defvjp(_through_forward, _through_backward)
 
 
 def merged(layer: dict, adapters: Adapters, scale: float, dtype: str) -> dict:
   """One layer in which every adapter has been added to its kernel, those kernels in `dtype`."""
+  return layer | {
+      name: layer[name] | {'kernel': _sum(layer[name]['kernel'], adapter, scale).astype(dtype)}
+      for name, adapter in adapters.items()
+  }
 
-  def kernel_of(name: str) -> jax.Array:
-    a, b = adapters[name]['a'], adapters[name]['b']
-    return (layer[name]['kernel'] + scale * jnp.tensordot(a, b, axes=1)).astype(dtype)
 
-  return layer | {name: layer[name] | {'kernel': kernel_of(name)} for name in adapters}
+def _sum(kernel: jax.Array, adapter: dict[str, jax.Array], scale: float) -> jax.Array:
+  """float32: W + scale * A B of one layer."""
+  return kernel + scale * jnp.tensordot(adapter['a'], adapter['b'], axes=1)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.devices.sharding import constrain
-from earl_jax.model import attention, lora
+from earl_jax.model import attention, lora, products
 
 
 class RopeScaling(NamedTuple):
@@ -153,12 +153,17 @@ class Block(nn.Module):
     return remat(_attend)(self, x, (q, k, v), adapters, (prompt, seen)), KeysValues(k, v)
 
   def dense(self, x, features, name, adapters, *, inputs=1, use_bias=False):
-    """The last `inputs` axes of x through the kernel of that name, and through the adapter beside it, if any."""
+    """The last `inputs` axes of x through the kernel of that name, to which its adapter is added, if it has one."""
     init, axes = nn.initializers.normal(0.02), tuple(range(-inputs, 0))
-    kernel = nn.DenseGeneral(features, axes, use_bias=use_bias, dtype=self.config.dtype, kernel_init=init, name=name)
-    if name not in adapters:
-      return kernel(x)
-    return kernel(x) + self.config.adapter_scale * lora.through(adapters[name], x)
+
+    def multiplied(x, kernel, dimensions, precision):
+      if name in adapters:
+        return lora.through(x, kernel, adapters[name], self.config.adapter_scale)
+      return products.dot_general(x, kernel, dimensions, precision)
+
+    return nn.DenseGeneral(
+        features, axes, use_bias=use_bias, dtype=self.config.dtype, kernel_init=init, name=name, dot_general=multiplied
+    )(x)
 
 
 def _project(block: Block, x, adapters, rotation: Rotation):

@@ -1,6 +1,7 @@
 """Adapters: nothing at first, the same merged as beside the kernels, and what they are against plain NumPy."""
 
 import dataclasses
+import functools
 import json
 
 import chex
@@ -46,6 +47,35 @@ def test_merged_is_unmerged(names):
   got = hidden(MODEL, adapters=chosen)
   chex.assert_trees_all_close(got, hidden(core.MODEL, merged), atol=1e-5)
   assert np.abs(got - hidden(core.MODEL)).max() > 1e-2
+
+
+def test_in_bfloat16_the_trainer_multiplies_by_what_the_decode_loop_has_merged():
+  """Else a change that rounding takes from the one would be learned from in the other."""
+  model = dataclasses.replace(MODEL, dtype='bfloat16')
+  frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), core.params(1)['model'])
+  small = jax.tree.map(lambda x: 0.05 * x, adapters())
+  merge = functools.partial(lora.merged, scale=model.adapter_scale, dtype='bfloat16')
+  merged = frozen | {'layers': jax.vmap(merge)(frozen['layers'], small)}
+  chex.assert_trees_all_equal(hidden(model, frozen, small), hidden(model, merged))
+
+
+@pytest.mark.parametrize('name', ['q', 'o', 'down'])
+def test_gradients_are_those_of_the_merged_product(name):
+  kernel = core.params(1)['model']['layers'][name]['kernel'][0]
+  adapter = jax.tree.map(lambda x: x[0], adapters()[name])
+  inputs = kernel.shape[: adapter['a'].ndim - 1]
+  x, gradient = (
+      jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, *shape)), jnp.float32)
+      for shape in (inputs, kernel.shape[len(inputs):])
+  )
+
+  def plain(x, kernel, adapter, scale):
+    return jnp.tensordot(x, kernel + scale * jnp.tensordot(adapter['a'], adapter['b'], axes=1), len(inputs))
+
+  found, expected = (
+      jax.vjp(functools.partial(f, scale=2.5), x, kernel, adapter)[1](gradient) for f in (lora.through, plain)
+  )
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_kernel_gets_scale_times_a_b():

@@ -1,0 +1,65 @@
+"""Products in bfloat16 against NumPy, with their gradients, and what the compiler gets to multiply."""
+
+import re
+
+import chex
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from earl_jax.model.products import product
+
+HALF_A_STEP = 2**-8  # relative: what rounding to bfloat16 costs at most
+
+
+def arrays(seed, *shapes):
+  rng = np.random.default_rng(seed)
+  return [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
+
+
+def assert_rounded(found, exact):
+  """Sums are exact but for float32, and rounded once."""
+  assert found.dtype == jnp.bfloat16
+  chex.assert_trees_all_close(
+      np.float64(found), exact, rtol=1.01 * HALF_A_STEP, atol=1e-5 * np.abs(exact).max(initial=1.0)
+  )
+
+
+@hypothesis.given(
+    rows=st.lists(st.integers(1, 4), max_size=2), inputs=st.lists(st.integers(1, 7), min_size=1, max_size=2),
+    outputs=st.lists(st.integers(1, 7), max_size=2), seed=st.integers(0, 99),
+)
+@hypothesis.settings(deadline=None, max_examples=40)
+def test_is_the_product_of_numpy_rounded_once_and_so_are_its_gradients(rows, inputs, outputs, seed):
+  x, kernel, gradient = arrays(seed, (*rows, *inputs), (*inputs, *outputs), (*rows, *outputs))
+  found, pull = jax.vjp(lambda x, kernel: product(x, kernel, len(inputs)), x, kernel)
+  of_x, of_kernel = pull(gradient)
+  wide = [np.float64(a) for a in (x, kernel, gradient)]
+  assert_rounded(found, np.tensordot(wide[0], wide[1], len(inputs)))
+  ahead = tuple(range(len(rows)))
+  assert_rounded(of_kernel, np.tensordot(wide[0], wide[2], (ahead, ahead)))
+  behind = tuple(range(-len(outputs), 0)), tuple(range(len(inputs), len(inputs) + len(outputs)))
+  assert_rounded(of_x, np.tensordot(wide[2], wide[1], behind))
+
+
+def test_float32_is_the_plain_product():
+  x, kernel = (a.astype(jnp.float32) for a in arrays(0, (3, 5), (5, 2)))
+  chex.assert_trees_all_equal(product(x, kernel), x @ kernel)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
+@pytest.mark.parametrize('outputs', [2, 9], ids=['narrow', 'wide'])
+def test_the_compiler_gets_bfloat16_to_multiply(outputs):
+  """It casts what it multiplies where the result is to be bfloat16, or where both are summed along their first axis."""
+  x, kernel, gradient = arrays(0, (6, 5), (5, outputs), (6, outputs))
+  lowered = jax.jit(lambda x, kernel, gradient: jax.vjp(product, x, kernel)[1](gradient)).lower(x, kernel, gradient)
+  found = re.findall(
+      r'dot_general .*contracting_dims = \[(\d)\] x \[(\d)\].*: \((.*?), (.*?)\) -> (\S+)', lowered.as_text()
+  )
+  assert len(found) == 2
+  for first, second, *operands, result in found:
+    assert (first, second) != ('0', '0') and result.endswith('xf32>')
+    assert all(operand.endswith('xbf16>') for operand in operands)
