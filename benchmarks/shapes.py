@@ -21,6 +21,13 @@ QWEN = {
         num_key_value_heads=4, head_dim=128, rope_theta=1e6, tie_word_embeddings=False,
     ),
 }
+# https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json
+SMOLLM2 = {
+    '135M': ModelConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1_536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, head_dim=64, rope_theta=1e5, attention_bias='',
+    ),
+}
 # For a try on a machine without accelerators.
 TINY = ModelConfig(
     vocab_size=1_024, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

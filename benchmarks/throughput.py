@@ -3,9 +3,9 @@
   python benchmarks/throughput.py --size=0.5B [--mesh=1,-1,1 --prompts=16 --group=8 --prompt_length=64 --response=512
       --micro_batch=16 --dtype=bfloat16 --remat=full --repeats=5 --out=FILE.json]
 
-Random weights in the shape of a Qwen2.5 model are made on the devices; there is no checkpoint. Every row is full and
-every token of its response a decision. Programs are compiled and run once before they are timed; the figures are
-medians, with the range of all repeats. It prints one row of markdown and one line of JSON.
+Random weights in the shape of a Qwen2.5 model, or SmolLM2's, are made on the devices; there is no checkpoint. Every
+row is full and every token of its response a decision. Programs are compiled and run once before they are timed; the
+figures are medians, with the range of all repeats. It prints one row of markdown and one line of JSON.
 
 Update: 6 FLOPs per weight and token, forward and backward; the embedding counts as the head, for tokens of the response
 alone, and rows that share a prompt read it once. Attention: 12 FLOPs per layer, feature of a head, and pair of a token
@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import programs
-from shapes import QWEN, TINY
+from shapes import QWEN, SMOLLM2, TINY
 
 from earl_jax import __version__
 from earl_jax.acting import policy
@@ -44,12 +44,13 @@ from earl_jax.config import AlgorithmConfig, Config, MeshConfig, RolloutConfig, 
 from earl_jax.devices import processes, sharding
 from earl_jax.learning import update
 from earl_jax.learning.batches import abstract_batch, Batch
+from earl_jax.model.products import product
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run import cli
 from earl_jax.run.experiment import Experiment
 from earl_jax.run.problems import abstract_rollout, draw
 
-SIZES = QWEN | {'tiny': TINY}
+SIZES = QWEN | SMOLLM2 | {'tiny': TINY}
 
 
 class Device(NamedTuple):
@@ -94,7 +95,8 @@ def measured(dtype: str) -> Device:
       seconds.append(time.perf_counter() - began)
     return min(seconds[1:])
 
-  return Device(2 * size**3 / fastest(lambda x: x @ x, square), 2 * large.nbytes / fastest(lambda x: x + 1, large))
+  flops = 2 * size**3 / fastest(lambda x: product(x, x), square)
+  return Device(flops, 2 * large.nbytes / fastest(lambda x: x + 1, large))
 
 
 def weights(model: ModelConfig) -> tuple[int, int]:

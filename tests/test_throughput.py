@@ -50,7 +50,9 @@ def test_decode_bytes_one_slot_at_a_time(throughput, experiment):
   assert throughput.decode_bytes(experiment) == total
 
 
-@pytest.mark.parametrize('size, billions', [('0.5B', 0.494), ('1.5B', 1.54), ('3B', 3.09), ('7B', 7.07)])
+@pytest.mark.parametrize('size, billions', [
+    ('135M', 0.135), ('0.5B', 0.494), ('1.5B', 1.54), ('3B', 3.09), ('7B', 7.07),
+])
 def test_the_shapes_are_those_of_the_models(throughput, size, billions):
   """Of 7B's 7.62 billion the embedding, which is no matrix to multiply with, has 0.54."""
   assert sum(throughput.weights(throughput.SIZES[size])) / 1e9 == pytest.approx(billions, rel=0.005)

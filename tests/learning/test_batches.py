@@ -59,6 +59,16 @@ def test_rows_without_advantage_come_last(config, micro, together, busy):
     assert count == -(-used.sum() * together // micro)
 
 
+@pytest.mark.parametrize('micro, long, short', [(4, 4, 1), (6, 2, 1), (8, 4, 2), (16, 4, 4)])
+def test_prompts_longer_than_responses_are_read_for_as_many_rows_as_there_are(config, micro, long, short):
+  rollout = dataclasses.replace(config.rollout, prompts=12, group=4, prompt_length=41, response_length=40)
+  algorithm = dataclasses.replace(config.algorithm, mini_batches=1, micro_batch=micro)
+  config = dataclasses.replace(config, rollout=rollout, algorithm=algorithm)
+  assert batches.rows_per_prompt(config) == long
+  rollout = dataclasses.replace(rollout, prompt_length=40)
+  assert batches.rows_per_prompt(dataclasses.replace(config, rollout=rollout)) == short
+
+
 def test_short_rows_are_computed_at_a_shorter_width():
   """Half or the whole of the response, and nothing changes by it."""
 
