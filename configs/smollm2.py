@@ -48,7 +48,7 @@ def get_config(arguments: str = 'arithmetic_small,earl'):
       prompts=8, group=8, prompt_length=prompt_length, response_length=response_length, chunk=32,
   )
   config.algorithm.update(
-      rewrite_fraction=0.25, only_gains=True, entropy=0.01, skip_zero=True, kl=0.0, mini_batches=2, micro_batch=8,
+      rewrite_fraction=0.25, only_gains=True, entropy=0.01, skip_zero=True, kl=0.0, mini_batches=2, micro_batch=16,
   )
   config.lora.update(rank=16, alpha=32.0)
   config.optimizer.update(learning_rate=3e-4, warmup=4, decay=0.3, weight_decay=0.0)

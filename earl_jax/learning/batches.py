@@ -70,11 +70,9 @@ def rows_per_prompt(config: Config) -> int:
   """Rows of one prompt that the update keeps side by side, so as to read the prompt once for them.
 
   A quarter of a micro-batch at most: the rows in it should also be of similar length, and those of a group need not be.
-  But where prompts are longer than responses, reading them once saves more than that could.
   """
-  rollout, micro = config.rollout, config.algorithm.micro_batch
-  most = micro if rollout.prompt_length > rollout.response_length else max(1, micro // 4)
-  return math.gcd(rollout.group, micro, most)
+  micro = config.algorithm.micro_batch
+  return math.gcd(config.rollout.group, micro, max(1, micro // 4))
 
 
 def split_rows(config: Config, step: int, advantages: np.ndarray, lengths: np.ndarray) -> Split:

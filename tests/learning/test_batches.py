@@ -15,8 +15,7 @@ from tests.run import tiny
 
 @pytest.fixture(scope='module')
 def config():
-  config = tiny.parsed('embedded')  # whose prompts are longer than responses
-  return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, response_length=64))
+  return tiny.parsed('embedded')
 
 
 def test_split_of_the_rows(config):
@@ -58,16 +57,6 @@ def test_rows_without_advantage_come_last(config, micro, together, busy):
     used = np.any(advantages[mini.reshape(-1, together)], axis=1)
     assert (np.diff(used.astype(int)) <= 0).all()
     assert count == -(-used.sum() * together // micro)
-
-
-@pytest.mark.parametrize('micro, long, short', [(4, 4, 1), (6, 2, 1), (8, 4, 2), (16, 4, 4)])
-def test_prompts_longer_than_responses_are_read_for_as_many_rows_as_there_are(config, micro, long, short):
-  rollout = dataclasses.replace(config.rollout, prompts=12, group=4, prompt_length=41, response_length=40)
-  algorithm = dataclasses.replace(config.algorithm, mini_batches=1, micro_batch=micro)
-  config = dataclasses.replace(config, rollout=rollout, algorithm=algorithm)
-  assert batches.rows_per_prompt(config) == long
-  rollout = dataclasses.replace(rollout, prompt_length=40)
-  assert batches.rows_per_prompt(dataclasses.replace(config, rollout=rollout)) == short
 
 
 def test_short_rows_are_computed_at_a_shorter_width():
