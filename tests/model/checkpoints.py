@@ -4,6 +4,7 @@ from collections.abc import Callable
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -80,3 +81,10 @@ def _of(params, hidden):
 
 apply = jax.jit(transformer.apply, static_argnums=0)
 feed = jax.jit(decoder.feed, static_argnums=0)
+
+
+def products(f, *args) -> list[tuple[str, str, str]]:
+  """Types of both factors and of the result of every matrix product in f."""
+  text = jax.jit(f).lower(*args).as_text()
+  types = r'tensor<(?:\d+x)*(\w+)>'
+  return re.findall(rf'dot_general .*: \({types}, {types}\) -> {types}', text)
