@@ -83,6 +83,12 @@ apply = jax.jit(transformer.apply, static_argnums=0)
 feed = jax.jit(decoder.feed, static_argnums=0)
 
 
+# In bfloat16: types of factors and result, of products with parameters and of those of the softmax. Sums are
+# in float32 everywhere; on a CPU those with parameters say so.
+WITH_PARAMETERS = ('bf16', 'bf16', 'f32' if jax.default_backend() == 'cpu' else 'bf16')
+OF_SOFTMAX = ('bf16', 'bf16', 'f32')
+
+
 def products(f, *args) -> list[tuple[str, str, str]]:
   """Types of both factors and of the result of every matrix product in f."""
   text = jax.jit(f).lower(*args).as_text()
