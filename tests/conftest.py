@@ -1,5 +1,6 @@
 """What all tests share. Imports no JAX: tests that need none start fast."""
 
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -16,6 +17,10 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'earl_jax' / 'jax
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # Tests compile much and compute little: a third of their time goes to what the compiler would do for speed.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+# XLA compiles in half the time without its newer emitters of fusions; later versions refuse the switch. It is set in
+# any case: where there is no XLA_FLAGS, commands choose the number of devices.
+OLDER = importlib.metadata.version('jaxlib').startswith('0.10.')
+os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false' if OLDER else '')
 
 # The first example of a test pays for compilation, so a deadline would only measure that.
 hypothesis.settings.register_profile('default', deadline=None)

@@ -35,13 +35,12 @@ def run(tmp_path_factory):
   return workdir, config, experiment, params
 
 
-def evaluate_in(run, monkeypatch, *arguments):
-  monkeypatch.setenv('XLA_FLAGS', '')
+def evaluate_in(run, *arguments):
   return cli.start(evaluate.main, evaluate.define_flags, ['evaluate', f'--workdir={run[0]}', *arguments])
 
 
-def test_command(run, monkeypatch, capsys, caplog):
-  assert evaluate_in(run, monkeypatch, '--tasks=sort2,sort3,sort6', '--samples=10', '--response_length=24') == 0
+def test_command(run, capsys, caplog):
+  assert evaluate_in(run, '--tasks=sort2,sort3,sort6', '--samples=10', '--response_length=24') == 0
   out, err = capsys.readouterr()
   assert not err and not [r for r in caplog.records if r.levelname == 'WARNING']
   results = json.loads((run[0] / 'evaluation.json').read_text())
@@ -65,23 +64,23 @@ def test_a_workdir_that_cannot_be_written_to(run, monkeypatch, capsys):
     raise OSError(errno.EROFS, 'Read-only file system', str(path))
 
   monkeypatch.setattr(evaluate.measure, 'write_atomically', fail)
-  assert evaluate_in(run, monkeypatch, '--tasks=sort2', '--samples=4', '--response_length=24') == 2
+  assert evaluate_in(run, '--tasks=sort2', '--samples=4', '--response_length=24') == 2
   out, err = capsys.readouterr()
   assert 'sort2' in out and 'after 1 steps' in out
   assert err == f'error: {run[0]}/evaluation.json: Read-only file system; fix that, then run the command again\n'
 
 
-def test_a_config_that_was_edited(run, monkeypatch, capsys, tmp_path):
+def test_a_config_that_was_edited(run, capsys, tmp_path):
   shutil.copytree(run[0], tmp_path / 'run')
   path = tmp_path / 'run' / 'config.json'
   text = path.read_text('utf-8')
   path.write_text(text.replace('"entropy": 0.05', '"entropy": 0.06'), 'utf-8')
-  assert evaluate_in((tmp_path / 'run',), monkeypatch) == 2
+  assert evaluate_in((tmp_path / 'run',)) == 2
   assert 'checkpoints/1: algorithm.entropy was 0.05 in this workdir and is 0.06 now' in capsys.readouterr().err
 
 
-def test_own_tasks_by_default(run, monkeypatch):
-  assert evaluate_in(run, monkeypatch, '--samples=8', '--response_length=24') == 0
+def test_own_tasks_by_default(run):
+  assert evaluate_in(run, '--samples=8', '--response_length=24') == 0
   assert set(json.loads((run[0] / 'evaluation.json').read_text())['sort']) == {'2', '3'}
 
 
@@ -89,8 +88,8 @@ def test_own_tasks_by_default(run, monkeypatch):
     ('sort9', 'n=9: choose a whole number from 2 to 8'), ('sort', "task 'sort'"),
     ('sord4', "task 'sord4' not found"),
 ])
-def test_bad_tasks(run, monkeypatch, capsys, tasks, says):
-  assert evaluate_in(run, monkeypatch, f'--tasks={tasks}') == 2
+def test_bad_tasks(run, capsys, tasks, says):
+  assert evaluate_in(run, f'--tasks={tasks}') == 2
   assert says in capsys.readouterr().err
 
 
@@ -107,9 +106,9 @@ def test_task_without_its_environment(run):
     saved.find_tasks(experiment, ['order3'])
 
 
-def test_no_checkpoint(run, tmp_path, monkeypatch, capsys):
+def test_no_checkpoint(run, tmp_path, capsys):
   (tmp_path / 'config.json').write_text((run[0] / 'config.json').read_text())
-  assert evaluate_in((tmp_path,), monkeypatch) == 2
+  assert evaluate_in((tmp_path,)) == 2
   assert 'no checkpoint there yet' in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ['config.json']
 
@@ -133,7 +132,7 @@ def test_room_within_the_positions_of_the_model(run):
 
 
 @pytest.mark.parametrize('interface', ['expanded', 'tagged'])
-def test_a_run_without_environments(run, tmp_path, monkeypatch, interface):
+def test_a_run_without_environments(run, tmp_path, interface):
   """Language alone: nothing to route to, no rows of a head, nothing to rewrite."""
   curriculum = (stage(('count', {'digits': 2}, 1.0)),)
   changes = {'interface': interface, 'steps': 2, 'curriculum': curriculum, 'rollout.prompt_length': 96}
@@ -141,4 +140,4 @@ def test_a_run_without_environments(run, tmp_path, monkeypatch, interface):
   train.train(config, tmp_path)
   lines = tiny.read_metrics(tmp_path)
   assert [line['calls'] for line in lines] == [0, 0] and all(np.isfinite(line['loss']) for line in lines)
-  assert evaluate_in((tmp_path,), monkeypatch, '--samples=4') == 0
+  assert evaluate_in((tmp_path,), '--samples=4') == 0

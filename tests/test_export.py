@@ -76,9 +76,8 @@ def exported(run, tmp_path):
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('tied', [True, False])
-def test_export_and_back(family, tied, tmp_path, capsys, monkeypatch):
+def test_export_and_back(family, tied, tmp_path, capsys):
   torch = pytest.importorskip('torch')
-  monkeypatch.setenv('XLA_FLAGS', '')
   workdir, config, experiment, params = trained_run(tmp_path, tie_word_embeddings=tied, **FAMILIES[family])
   out = tmp_path / 'deep' / 'out'
   assert run_export(workdir, out, '--max_gigabytes=0.00003') == 0
@@ -216,8 +215,7 @@ def test_tagged_policies_have_no_head(run, tmp_path):
   refused(run, tmp_path / 'out', 'this run has no use for expanded_head.safetensors', interface='tagged')
 
 
-def test_nothing_is_overwritten(run, tmp_path, capsys, monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '')
+def test_nothing_is_overwritten(run, tmp_path, capsys):
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out' / 'precious').write_text('')
   assert run_export(run[0], tmp_path / 'out') == 2

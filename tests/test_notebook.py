@@ -70,7 +70,6 @@ def executed(workdir):
   notebook = nbformat.v4.new_notebook(cells=list(itertools.chain(*parts.values())))
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTHONPATH', str(tiny.ROOT))
-    patch.setenv('XLA_FLAGS', '')  # one device, whatever the machine has
     folder = {'metadata': {'path': str(workdir)}}
     nbclient.NotebookClient(notebook, timeout=120, kernel_name='python3', resources=folder).execute()
   cells = iter(notebook.cells)

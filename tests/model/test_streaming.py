@@ -12,6 +12,7 @@ import pytest
 
 from earl_jax.model import hf, transformer
 from tests.model import reference
+from tests.run import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MEGABYTE = 2**20
@@ -40,7 +41,7 @@ def folders(tmp_path_factory):
 
 def measured(folders, how):
   environment = os.environ | {
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': tiny.flags(8), 'JAX_PLATFORMS': 'cpu',
       'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_ARENA_MAX': '1',  # what is freed is no longer resident
   }
   process = subprocess.run(

@@ -21,7 +21,7 @@ def compile_on(meshes, folder):
       [sys.executable, '-m', 'tests.multi_device.collectives_worker', str(out), *meshes], cwd=tiny.ROOT, text=True,
       capture_output=True,
       env=os.environ | {
-          'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': tiny.flags(8), 'JAX_PLATFORMS': 'cpu',
           'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',
       },
   )

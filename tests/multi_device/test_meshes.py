@@ -2,14 +2,14 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.run import tiny
+
 MESHES = ('8x1x1', '2x2x2', '1x4x2')
 
 
@@ -17,10 +17,10 @@ MESHES = ('8x1x1', '2x2x2', '1x4x2')
 def results(tmp_path_factory):
   """Mesh -> (arrays, facts), from one process of eight devices."""
   folder = tmp_path_factory.mktemp('meshes')
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+  environment = os.environ | {'XLA_FLAGS': tiny.flags(8), 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.run(
-      [sys.executable, '-m', 'tests.multi_device.worker', str(folder)], cwd=ROOT, env=environment, capture_output=True,
-      text=True,
+      [sys.executable, '-m', 'tests.multi_device.worker', str(folder)], cwd=tiny.ROOT, env=environment, text=True,
+      capture_output=True,
   )
   assert process.returncode == 0, process.stderr[-3000:]
   return {

@@ -26,8 +26,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def keep_jax_as_it_is(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '')
+def read_the_config_anew():
   sys.modules.pop('config_config', None)  # config_flags loads every config file under this name, one over the other
 
 
@@ -142,7 +141,7 @@ def test_rows_that_the_mesh_cannot_share(tmp_path, model):
   child = tiny.start(
       'train', f'--config={tiny.PATH}:{model}', f'--workdir={tmp_path / "run"}', '--config.rollout.prompts=5',
       '--config.rollout.chunk=4', '--config.algorithm.mini_batches=1',
-      XLA_FLAGS='--xla_force_host_platform_device_count=2',
+      XLA_FLAGS=tiny.flags(2),
   )
   _, err = child.communicate()
   assert child.returncode == 2

@@ -53,7 +53,6 @@ def no_weights_and_no_hub(monkeypatch):
   monkeypatch.setattr(preparation, 'first_params', begin)
   monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', offline)
   monkeypatch.setattr(tokenizer_lib, 'load_tokenizer', functools.cache(tokenizer_lib.load_tokenizer))
-  monkeypatch.setenv('XLA_FLAGS', '')
 
 
 def changed(values):

@@ -86,11 +86,17 @@ def compiled_once(config):
     yield
 
 
+def flags(devices):
+  """XLA_FLAGS of a process with so many virtual devices."""
+  return f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
+
+
 def start(module, *arguments, **environment):
-  """`python -m earl_jax.<module>` in its own process; on one device, as the tests, unless XLA_FLAGS says otherwise."""
+  """`python -m earl_jax.<module>` in its own process, on one device, as the tests, unless `environment` says otherwise.
+  """
   return subprocess.Popen(
       [sys.executable, '-m', f'earl_jax.{module}', *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, env=os.environ | {'XLA_FLAGS': ''} | environment,
+      stderr=subprocess.PIPE, env=os.environ | environment,
   )
 
 
