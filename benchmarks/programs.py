@@ -74,7 +74,7 @@ def advance(experiment: Experiment) -> functools.partial:
 def split(experiment: Experiment) -> Split:
   """`split_rows` of rows that are all alike."""
   alike = np.zeros(experiment.config.rollout.prompts * experiment.config.rollout.group)
-  return split_rows(experiment.config, 0, alike, alike)
+  return split_rows(experiment.config, 0, alike, alike, experiment.scoring.rows_per_prompt)
 
 
 def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:

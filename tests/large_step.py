@@ -84,7 +84,8 @@ def main(tokenizer: str, out: str) -> None:
   advance, texts = programs.advance(experiment), {}
   with jax.set_mesh(mesh):
     began = time.monotonic()
-    split = split_rows(config, 0, np.asarray(advantages), np.asarray(trajectory.end))
+    together = experiment.scoring.rows_per_prompt
+    split = split_rows(config, 0, np.asarray(advantages), np.asarray(trajectory.end), together)
     score = reference.log_probs.lower(kept, trajectory, split, scoring=experiment.scoring).compile()
     texts['reference'] = score.as_text()
     batch = Batch(trajectory, advantages, score(kept, trajectory, split), imitate)

@@ -19,7 +19,7 @@ def throughput():
 
 @pytest.fixture(scope='module')
 def experiment(throughput):
-  """Two prompts of four rows; of a micro-batch of 8, blocks of two rows share a prompt."""
+  """Two prompts of four rows, which are read once for these: they are longer than responses."""
   rollout = RolloutConfig(prompts=2, group=4, prompt_length=56, response_length=6, chunk=8)
   algorithm = AlgorithmConfig(mini_batches=1, micro_batch=8)
   return throughput.programs.build(throughput.SIZES['tiny'], core.one_device(), rollout, algorithm)
@@ -31,7 +31,7 @@ def test_update_flops_one_token_at_a_time(throughput, experiment):
   layer = 64 * (4 * 16) + 2 * 64 * (2 * 16) + (4 * 16) * 64 + 3 * 64 * 128
   total = 0
   for row in range(8):
-    first = 0 if row % 2 == 0 else 56  # the other row of a block finds the prompt read
+    first = 0 if row % 4 == 0 else 56  # the other rows of a group find the prompt read
     for slot in range(first, 56 + 6):
       if slot < 56 + 5:
         total += 6 * 2 * layer  # two layers

@@ -66,31 +66,37 @@ def abstract_batch(trajectory: Any, rows: int | None = None, sharding: NamedShar
   )
 
 
-def rows_per_prompt(config: Config) -> int:
+def rows_per_prompt(config: Config, shards: int) -> int:
   """Rows of one prompt that the update keeps side by side, so as to read the prompt once for them.
 
   A quarter of a micro-batch at most: the rows in it should also be of similar length, and those of a group need not be.
+  Where prompts are longer than responses as many as there are, for reading them once saves more than that could.
+
+  Args:
+    shards: into how many parts a micro-batch is divided. None of them cuts the rows of a prompt.
   """
-  micro = config.algorithm.micro_batch
-  return math.gcd(config.rollout.group, micro, max(1, micro // 4))
+  rollout, micro = config.rollout, config.algorithm.micro_batch
+  most = micro if rollout.prompt_length > rollout.response_length else max(1, micro // 4)
+  return math.gcd(rollout.group, micro // shards, most)
 
 
-def split_rows(config: Config, step: int, advantages: np.ndarray, lengths: np.ndarray) -> Split:
+def split_rows(config: Config, step: int, advantages: np.ndarray, lengths: np.ndarray, together: int) -> Split:
   """A random split of the prompts into mini-batches, and of their rows into micro-batches by length.
 
-  The rows of a prompt are cut into blocks of `rows_per_prompt` by length, and the blocks of a mini-batch are sorted by
-  length too. Under `skip_zero` rows with advantage 0 count as longer than any, and micro-batches that hold no other are
-  left out.
+  The rows of a prompt are cut into blocks of `together` by length, and the blocks of a mini-batch are sorted by length
+  too. Under `skip_zero` rows with advantage 0 count as longer than any, and micro-batches that hold no other are left
+  out.
 
   Args:
     advantages, lengths: [B].
+    together: see `rows_per_prompt`.
   """
   group, minis, micro = config.rollout.group, config.algorithm.mini_batches, config.algorithm.micro_batch
   idle = (advantages == 0) & config.algorithm.skip_zero
   length = np.where(idle, np.max(lengths) + 1, lengths)
   rows = np.random.default_rng([config.seed, 3, step]).permutation(config.rollout.prompts)[:, None] * group
   rows = rows + np.argsort(length.reshape(-1, group), axis=1, kind='stable')[rows[:, 0] // group]
-  blocks = rows.reshape(minis, -1, rows_per_prompt(config))
+  blocks = rows.reshape(minis, -1, together)
   order = np.argsort(np.min(length[blocks], axis=2), axis=1, kind='stable')
   rows = np.take_along_axis(blocks, order[..., None], axis=1).reshape(minis, -1, micro)
   counts = np.sum(~np.all(idle[rows], axis=2), axis=1)

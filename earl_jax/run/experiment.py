@@ -63,9 +63,10 @@ class Experiment:
   @property
   def scoring(self) -> Scoring:
     """What programs that score or learn from trajectories have to know of the run."""
+    rollout, together = self.config.rollout, rows_per_prompt(self.config, sharding.row_shards(self.mesh))
     return Scoring(
-        self.model, self.interface.space, self.config.rollout.prompt_length,
-        rows_per_prompt=rows_per_prompt(self.config), temperature=self.config.rollout.temperature,
+        self.model, self.interface.space, rollout.prompt_length, rows_per_prompt=together,
+        temperature=rollout.temperature,
     )
 
   def decoding(self, group: int = 1, temperature: float | None = None) -> Decoding:

@@ -77,7 +77,8 @@ class Learner:
       self._compiling.result()
     config, rows = self._experiment.config, self._experiment.rows
     trajectory = experience.trajectory
-    split = split_rows(config, step, experience.advantages, processes.whole(trajectory.end))
+    together = self._experiment.scoring.rows_per_prompt
+    split = split_rows(config, step, experience.advantages, processes.whole(trajectory.end), together)
     imitate = np.full(len(experience.advantages), stage.imitate)
     advantages, imitate = processes.place((experience.advantages, imitate), rows)
     with jax.set_mesh(self._experiment.mesh):
@@ -102,7 +103,7 @@ class Learner:
     with jax.set_mesh(experiment.mesh):  # each thread has its own
       batch = abstract_batch(abstract_rollout(experiment, params), sharding=experiment.rows)
       none = np.zeros(len(batch.advantages))
-      split = split_rows(config, 0, none, none)
+      split = split_rows(config, 0, none, none, experiment.scoring.rows_per_prompt)
       update_step.lower(self.abstract, batch, split, self._frozen, **self._updating).compile()
       if config.algorithm.kl:
         reference_lib.log_probs.lower(params, batch.trajectory, split, scoring=experiment.scoring).compile()

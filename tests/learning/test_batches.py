@@ -21,12 +21,12 @@ def config():
 def test_split_of_the_rows(config):
   config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompts=8))
   lengths = np.random.default_rng(0).integers(10, 60, 32)
-  rows, counts = batches.split_rows(config, 3, np.zeros(32), lengths)
+  rows, counts = batches.split_rows(config, 3, np.zeros(32), lengths, 1)
   assert rows.shape == (2, 4, 4) and counts.tolist() == [4, 4]
   assert sorted(rows.reshape(-1)) == list(range(32))
   assert not set(rows[0].reshape(-1) // 4) & set(rows[1].reshape(-1) // 4)  # groups stay together
   assert (np.diff(lengths[rows].reshape(2, -1)) >= 0).all()  # and rows of similar length, one block being one row here
-  other = batches.split_rows(config, 4, np.zeros(32), lengths)[0]
+  other = batches.split_rows(config, 4, np.zeros(32), lengths, 1)[0]
   assert set(rows[0].reshape(-1)) != set(other[0].reshape(-1))
 
 
@@ -36,9 +36,23 @@ def test_every_micro_batch_that_a_config_may_have_is_filled_with_whole_blocks(co
       rollout = dataclasses.replace(config.rollout, prompts=6, group=group)
       algorithm = dataclasses.replace(config.algorithm, mini_batches=1, micro_batch=micro)
       changed = dataclasses.replace(config, rollout=rollout, algorithm=algorithm)
-      rows = batches.split_rows(changed, 0, np.zeros(6 * group), np.arange(6 * group)).rows
-      blocks = rows.reshape(-1, micro // batches.rows_per_prompt(changed), batches.rows_per_prompt(changed)) // group
+      together = batches.rows_per_prompt(changed, 1)
+      rows = batches.split_rows(changed, 0, np.zeros(6 * group), np.arange(6 * group), together).rows
+      blocks = rows.reshape(-1, micro // together, together) // group
       assert (blocks == blocks[..., :1]).all(), (group, micro)
+
+
+@pytest.mark.parametrize('micro, shards, long, short', [
+    (4, 1, 4, 1), (6, 1, 2, 1), (8, 1, 4, 2), (16, 1, 4, 4), (8, 2, 4, 2), (8, 4, 2, 2), (8, 8, 1, 1), (16, 8, 2, 2),
+])
+def test_rows_of_a_prompt_that_lie_together(config, micro, shards, long, short):
+  """As many as there are where prompts are the longer part, else a quarter of a micro-batch; no shard cuts them."""
+  rollout = dataclasses.replace(config.rollout, prompts=12, group=4, prompt_length=41, response_length=40)
+  algorithm = dataclasses.replace(config.algorithm, mini_batches=1, micro_batch=micro)
+  config = dataclasses.replace(config, rollout=rollout, algorithm=algorithm)
+  assert batches.rows_per_prompt(config, shards) == long
+  rollout = dataclasses.replace(rollout, prompt_length=40)
+  assert batches.rows_per_prompt(dataclasses.replace(config, rollout=rollout), shards) == short
 
 
 @pytest.mark.parametrize('micro, together, busy', [(2, 1, 10), (4, 1, 10), (8, 2, 12), (16, 4, 16)])
@@ -47,8 +61,7 @@ def test_rows_without_advantage_come_last(config, micro, together, busy):
   config = dataclasses.replace(config, algorithm=algorithm, rollout=dataclasses.replace(config.rollout, prompts=8))
   advantages = np.where(np.arange(32) % 16 < 5, 0.5, 0.0)  # in every other group all four rows, in the next ones one
   lengths = np.random.default_rng(0).integers(10, 60, 32)
-  rows, counts = batches.split_rows(config, 3, advantages, lengths)
-  assert batches.rows_per_prompt(config) == together
+  rows, counts = batches.split_rows(config, 3, advantages, lengths, together)
   assert sorted(rows.reshape(-1)) == list(range(32))
   blocks = rows.reshape(-1, together)
   assert (blocks // 4 == blocks[:, :1] // 4).all()  # of one prompt

@@ -78,7 +78,7 @@ def test_no_demonstration_is_left_out(demonstrated):
   experiment, *_, experience = demonstrated
   algorithm = dataclasses.replace(experiment.config.algorithm, skip_zero=True)
   config = dataclasses.replace(experiment.config, algorithm=algorithm)
-  split = split_rows(config, 0, experience.advantages, experience.trajectory.end)
+  split = split_rows(config, 0, experience.advantages, experience.trajectory.end, together=1)
   assert (split.counts == split.rows.shape[1]).all()
 
 

@@ -88,7 +88,8 @@ def test_sampler_and_trainer_agree(ran):
   problems = draw(experiment, 0, 0)
   key, decoding = jax.random.key(0), experiment.decoding()
   trajectory = experiment.rollout(params, problems.prompts, np.arange(4), key, decoding=decoding)
-  scores = jax.jit(score, static_argnums=2)(params, trajectory, experiment.scoring)
+  alone = dataclasses.replace(experiment.scoring, rows_per_prompt=1)  # a row of each of four prompts
+  scores = jax.jit(score, static_argnums=2)(params, trajectory, alone)
   chosen = np.asarray(trajectory.decisions)
   assert chosen.sum() > 20
   chex.assert_trees_all_close(scores.log_probs[chosen], trajectory.log_probs[chosen], atol=1e-5)
