@@ -127,11 +127,12 @@ def tell_methods(runs: Runs, images: pathlib.Path) -> str:
   for task in dict.fromkeys(task for task, _ in runs):
     of_task = {method: runs[task, method] for method in METHODS if (task, method) in runs}
     label = next(iter(of_task.values()))[0].label
-    draw_methods(of_task, label, images / f'{task}.png')
+    what, metric = curve(of_task, label)
+    draw_methods(of_task, metric, f'{what}, {label}', images / f'{task}.png')
     seeds = max(map(len, of_task.values()))
     parts += [
         f'### {task}, {seeds} seed{"s" * (seeds > 1)}', methods_table(of_task),
-        f'![Greedy exact match on {label} over rollouts](images/{task}.png)',
+        f'![{what} on {label} over rollouts](images/{task}.png)',
     ]
     if planning := phrases_table(of_task):
       parts += ["Phrases of the paper's Table 1 in the last sampled episodes, per hundred:", planning]
@@ -170,13 +171,20 @@ def phrases_table(runs: dict[str, list[Run]]) -> str:
   return grid.markdown(rows) if found else ''
 
 
-def draw_methods(runs: dict[str, list[Run]], label: str, path: pathlib.Path) -> None:
-  """Greedy exact match against rollouts: mean over seeds, and a band from the lowest to the highest."""
+def curve(runs: dict[str, list[Run]], label: str) -> tuple[str, str]:
+  """What a picture shows, and the metric: of short runs, with less than three evaluations, the rollouts themselves."""
+  metric = f'eval/{label}/exact_match'
+  fewest = min(np.isfinite(run.metrics.values(metric)).sum() for members in runs.values() for run in members)
+  return ('Greedy exact match', metric) if fewest >= 3 else ('Sampled exact match', f'exact_match/{label}')
+
+
+def draw_methods(runs: dict[str, list[Run]], metric: str, label: str, path: pathlib.Path) -> None:
+  """A metric against rollouts: mean over seeds, and a band from the lowest to the highest."""
   figure, axes = figures.new_figure(figsize=(7, 4))
   for color, (method, name) in zip(figures.COLORS, METHODS.items()):
     if members := [run.metrics for run in runs.get(method, [])]:
-      draw_band(axes, members, f'eval/{label}/exact_match', color=color, label=name)
-  axes.set(xlabel='rollouts', ylabel=f'exact match, {label}, greedy', ylim=(-0.03, 1.03))
+      draw_band(axes, members, metric, color=color, label=name)
+  axes.set(xlabel='rollouts', ylabel=label, ylim=(-0.03, 1.03))
   axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.yaxis.set_major_formatter('{x:.0%}')
   figures.legend(axes)
@@ -281,6 +289,10 @@ STUDIES = {
                 for interface, method in (('expanded', 'earl'), ('tagged', 'prompt_cpo'))
             },
             **_methods('smollm2', ('arithmetic_small',), (0,)),
+            **{
+                ('sort2', name, 0): ['--config=configs/smollm2.py:sort2,earl', *_fields({'dtype': 'bfloat16'} | fields)]
+                for name, fields in (('untrained_expanded', {'steps': 0}), ('earl', {}))
+            },
         },
         tell_before_and_after, 60,
     ),

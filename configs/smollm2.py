@@ -7,7 +7,8 @@ sort2 or sort3, a method earl, prompt_cpo, prompt_grpo or sft_grpo. `config.mode
 --config.model=… it may be its folder, or the file that docs/language_model.md gets from the package index.
 
 Adapters of rank 16 are trained on 64 short rollouts per step. arithmetic_small, 60 steps (3,840 rollouts): about
-50 minutes on one CPU core beside another program. docs/language_model.md has what it reaches, and what was not run.
+50 minutes on one CPU core beside another program; sort2, 40 steps with --config.dtype=bfloat16: about 35 minutes on one
+CPU core. docs/language_model.md has what they reach, and what was not run.
 """
 
 from earl_jax import config as config_lib
