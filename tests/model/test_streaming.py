@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -14,7 +13,6 @@ from earl_jax.model import hf, transformer
 from tests.model import reference
 from tests.run import tiny
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 MEGABYTE = 2**20
 
 
@@ -45,7 +43,7 @@ def measured(folders, how):
       'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_ARENA_MAX': '1',  # what is freed is no longer resident
   }
   process = subprocess.run(
-      [sys.executable, '-m', 'tests.model.streaming_worker', *map(str, folders), how], cwd=ROOT, env=environment,
+      [sys.executable, '-m', 'tests.model.streaming_worker', *map(str, folders), how], cwd=tiny.ROOT, env=environment,
       capture_output=True, text=True,
   )
   assert process.returncode == 0, process.stderr[-3000:]
