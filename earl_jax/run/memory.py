@@ -22,7 +22,7 @@ from earl_jax.acting.scoring import chunk_size
 from earl_jax.config import UserError
 from earl_jax.devices import processes, sharding
 from earl_jax.learning import update
-from earl_jax.learning.batches import abstract_batch, half_width
+from earl_jax.learning.batches import abstract_batch
 from earl_jax.model import transformer
 from earl_jax.run.experiment import Experiment, MIN_ROWS
 from earl_jax.run.first_params import abstract_params
@@ -32,6 +32,9 @@ __all__ = ['fitted', 'GIB', 'largest_micro_batch', 'micro_batches', 'Plan', 'pla
 
 GIB = 2**30
 USABLE = 0.92  # of a device's memory; the rest is the runtime's, and what fragmentation costs
+# Of what the trace of a backward pass finds stored, XLA for CPU stores so much: 1.3 to 1.5 of it without remat (with
+# adapters least, over several devices most), 1.7 with.
+COMPILED = 1.4
 MOST_ON_CPU = 32  # rows of a micro-batch: a processor gains nothing by more
 
 
@@ -92,16 +95,15 @@ def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int)
 def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, tensor: int) -> int:
   """Bytes that a micro-batch of `rows` rows on this device takes between its forward and its backward pass, at most.
 
-  What is kept, for both widths (`batches.at_width`): XLA for CPU lets the two share their memory, but takes a quarter
-  to two fifths more for the wider one than its trace says. For a moment, what is computed again of one layer, and the
-  largest of its arrays once more, as its gradient; or three arrays of logits, of a chunk of slots.
+  What is kept, at the full width (`batches.at_width`; the half shares its memory): COMPILED times what the trace says.
+  For a moment, what is computed again of one layer, and the largest of its arrays once more, as its gradient; or three
+  arrays of logits, of a chunk of slots.
   """
   config, model = experiment.config, experiment.model
   scoring = dataclasses.replace(experiment.scoring, rows_per_prompt=math.gcd(experiment.scoring.rows_per_prompt, rows))
   batch = abstract_batch(trajectory, rows)
-  half = half_width(batch.trajectory.slots, config.rollout.prompt_length)
 
-  def kept(model, batch):
+  def kept(model):
     def loss(trained, frozen, batch):
       settings = dataclasses.replace(scoring, model=model)
       return update.loss_and_metrics(frozen | trained, batch, 1, scoring=settings, config=config.algorithm)[0]
@@ -111,11 +113,10 @@ def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, te
     layers = [size // model.num_hidden_layers for x, size in arrays if x.shape[:1] == (model.num_hidden_layers,)]
     return sum(size for _, size in arrays), layers
 
-  (total, stored), (_, computed) = kept(model, batch), kept(dataclasses.replace(model, remat='none'), batch)
+  (total, stored), (_, computed) = kept(model), kept(dataclasses.replace(model, remat='none'))
   chunk = min(chunk_size(scoring), rows * config.rollout.response_length)
   again = sum(computed) - sum(stored) + max(computed)
-  total += kept(model, jax.eval_shape(lambda batch: batch.cut(half), batch))[0]
-  return total + max(again, 3 * 4 * chunk * model.vocab_size // tensor)
+  return int(COMPILED * total) + max(again, 3 * 4 * chunk * model.vocab_size // tensor)
 
 
 def plan(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Plan:
