@@ -6,7 +6,8 @@
     mlflow        MLflow, at MLFLOW_TRACKING_URI or in a database in the folder of the command
 
 workdir/run_id names the run there: a resumed run goes on in the same one. Steps that are run again after a kill are
-reported again, with the values they had.
+reported again, with the values they had. A run that ended before its first step has reported nothing: the next in its
+workdir, which may have a corrected config, has a name of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -292,7 +293,7 @@ def open_trackers(workdir: pathlib.Path, config: Config, resume_step: int) -> Tr
   opened = {}
   for name in dict.fromkeys(config.trackers):
     try:
-      opened[name] = SERVICES[name](Run(workdir, _run_id(workdir), config, resume_step))
+      opened[name] = SERVICES[name](Run(workdir, _run_id(workdir, resume_step), config, resume_step))
     except Exception as error:
       Trackers(opened).close()
       raise UserError(
@@ -302,8 +303,9 @@ def open_trackers(workdir: pathlib.Path, config: Config, resume_step: int) -> Tr
   return Trackers(opened)
 
 
-def _run_id(workdir: pathlib.Path) -> str:
-  path = workdir / 'run_id'
-  if not path.exists():
+def _run_id(workdir: pathlib.Path, resume_step: int) -> str:
+  path, metrics = workdir / 'run_id', workdir / 'metrics.jsonl'
+  unreported = not resume_step and not (metrics.exists() and metrics.stat().st_size)
+  if unreported or not path.exists():
     write_atomically(path, uuid.uuid4().hex[:12])
   return path.read_text(encoding='utf-8').strip()

@@ -128,11 +128,17 @@ def test_one_that_cannot_be_opened_closes_the_others(tmp_path, monkeypatch):
 
 
 def test_a_run_keeps_its_id(tmp_path, monkeypatch):
+  """Once it has reported something: what takes its folder before that may have another config."""
   seen = []
-  monkeypatch.setattr(trackers, 'SERVICES', {'wandb': seen.append})
-  for _ in range(2):
-    trackers.open_trackers(tmp_path, Config(trackers=('wandb',)), 0)
-  assert seen[0].id == seen[1].id and len(seen[0].id) == 12
+  monkeypatch.setattr(trackers, 'SERVICES', {'wandb': lambda run: seen.append(run.id)})
+
+  def begin(resume_step=0):
+    trackers.open_trackers(tmp_path, Config(trackers=('wandb',)), resume_step)
+    return seen[-1]
+
+  assert begin() != (kept := begin()) and len(kept) == 12
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 0}\n')
+  assert begin() == begin(5) == kept
 
 
 @pytest.mark.parametrize('name', ['wandb', 'trackio', 'mlflow'])
