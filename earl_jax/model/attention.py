@@ -30,6 +30,8 @@ def kernel(asked: str, dtype: str, head_dim: int) -> str:
 class Part(NamedTuple):
   """Keys in one place, laid out as the products with them read them.
 
+  Where there is one query a row, heads may be rows: [B K, 1, …].
+
   Attributes:
     keys: dtype[A, K, H, T].
     values: dtype[A, K, T, H].
@@ -51,22 +53,23 @@ def attend(q: jax.Array, parts: Sequence[Part]) -> jax.Array:
 
   The queries that share keys, of all heads and rows that do, are rows of one matrix product.
   """
-  b, s, _, h = q.shape
-  shape = (b, s, parts[0].keys.shape[1], -1)  # [B, S, K, G]
+  b, s, n, h = q.shape
+  heads = max(part.keys.shape[1] for part in parts)
+  shape = (b, s, heads, n // heads)  # [B, S, K, G]
 
   def by_row(x):
     """[A, K, n, S, G, …] as [B, S, K, G, …]."""
     return jnp.moveaxis(x, 1, 3).reshape(*shape, *x.shape[5:])
 
-  def by_key(x, a):
-    """[B, S, K, G] as [A, K, n, S, G]."""
-    return jnp.moveaxis(x.reshape(a, -1, *x.shape[1:]), 3, 1)
+  def by_key(x, like):
+    """[B, S, K, G] as [A, K, n, S, G], the first axes of `like`."""
+    return jnp.moveaxis(x.reshape(len(like), -1, s, like.shape[1], n // heads), 3, 1)
 
   q = (q * h**-0.5).reshape(*shape, h)
   scores = [_scores(q, part) for part in parts]
   largest = [by_row(x.max(axis=-1)) for x in scores]
   largest = jax.lax.stop_gradient(jnp.max(jnp.stack(largest), axis=0))
-  weights = [jnp.exp(x - by_key(largest, len(x))[..., None]) for x in scores]
+  weights = [jnp.exp(x - by_key(largest, x)[..., None]) for x in scores]
   total = sum(by_row(x.sum(axis=-1)) for x in weights)
   y = sum(
       by_row(jnp.einsum('aknsgt,akth->aknsgh', x.astype(q.dtype), part.values, preferred_element_type=jnp.float32))
@@ -93,6 +96,7 @@ def flash(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> 
 
 def _scores(q: jax.Array, part: Part) -> jax.Array:
   """float32[A, K, n, S, G, T] of queries [B, S, K, G, H]."""
-  q = q.reshape(len(part.keys), -1, *q.shape[1:])
+  a, heads = part.keys.shape[:2]
+  q = q.reshape(a, -1, q.shape[1], heads, *q.shape[3:])
   scores = jnp.einsum('anskgh,akht->aknsgt', q, part.keys, preferred_element_type=jnp.float32)
   return scores + part.bias[:, None, None, :, None]

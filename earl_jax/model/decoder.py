@@ -161,7 +161,7 @@ def feed(
     q, k, v = _project(config, layer, x, turned)
     keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(*keys.shape[:-1], 1), entry, axis=-1)
     values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(*values.shape[:-2], 1, -1), entry, axis=-2)
-    own = Part(*(y.reshape(len(x), -1, *y.shape[-2:]) for y in (keys, values)), filled)
+    own = Part(*(y if y.ndim == 4 else y[:, None] for y in (keys, values)), filled)
     x = _finish(config, layer, x, attention.attend(q, [*parts, own]).reshape(len(x), -1))
     made.append((keys, values))
   return rms_norm(x, weights.final_norm, config.rms_norm_eps), Cache(*zip(*made))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from earl_jax.model import decoder, transformer
+from tests import benchmark
 from tests.model import checkpoints, reference
 
 PROMPT, SLOTS = 4, 7
@@ -92,3 +93,34 @@ def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16():
   # of the prompt and of the cache.
   expected = [checkpoints.WITH_PARAMETERS] * 2 * 4 + [checkpoints.OF_SOFTMAX] * 2 * 4
   assert sorted(checkpoints.products(feed, weights)) == sorted(expected)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_cache_is_written_in_place(dtype):
+  """Of models with several heads of keys too: no array of its size is copied in the compiled loop."""
+  config = transformer.ModelConfig(**reference.SIZES | dict(num_key_value_heads=2), dtype=dtype)
+  rows, entries = 4, 64
+  params, tokens = make_params(config), np.zeros(rows, np.int32)
+  weights = checkpoints.prepare(config, params, entries)
+  _, read = checkpoints.apply(config, params, np.zeros((1, PROMPT), np.int32), np.zeros(1, np.int32))
+  before = tuple((part,) for part in decoder.parts(read, np.ones((1, PROMPT), bool)))
+
+  @jax.jit
+  def loop(weights, before, cache):
+    def step(carry):
+      entry, x, cache = carry
+      hidden, cache = decoder.feed(
+          config, weights, tokens, tokens + entry, before=before, cache=cache, entry=entry
+      )
+      return entry + 1, x + hidden.astype(jnp.float32), cache
+
+    start = jnp.int32(0), jnp.zeros((rows, config.hidden_size)), decoder.grow(cache, entries)
+    return jax.lax.while_loop(lambda carry: carry[0] < entries, step, start)
+
+  text = loop.lower(weights, before, decoder.init_cache(config, rows)).compile().as_text()
+  [body] = re.findall(r' while\(.*body=%?([\w.-]+)', text)
+  lines = text.partition(f'\n%{body} (')[2].partition('\n}')[0].splitlines()
+  size = rows * 2 * config.head_dim * entries
+  written = [line for line in lines if 'dynamic-update-slice' in line]
+  copied = [line for line in lines if ' copy(' in line and benchmark.load('hlo').arrays(line)[0].size >= size]
+  assert len(written) >= 2 * config.num_hidden_layers and not copied, copied[:2]
