@@ -31,7 +31,7 @@ from earl_jax.config import Config, UserError
 from earl_jax.config.paths import local_path
 from earl_jax.devices import processes
 from earl_jax.learning.update import TrainState
-from earl_jax.run import action_floor, cli, measure
+from earl_jax.run import cli, first_rates, measure
 from earl_jax.run.checkpoint import Checkpointer, keep_reference, restore_reference
 from earl_jax.run.collect import collect
 from earl_jax.run.experiment import Experiment
@@ -164,9 +164,10 @@ def begin_or_resume(
   config = experiment.config
   restored = checkpointer.restore(learner.abstract)
   if restored is None:
-    if config.action_floor:
-      params, rare = action_floor.lifted(experiment, params)
-      tell(f'config.action_floor={config.action_floor:g}: ' + action_floor.report(rare))
+    if config.action_floor or config.route_lead > 1:
+      params, rare = first_rates.lifted(experiment, params)
+      if config.action_floor:
+        tell(f'config.action_floor={config.action_floor:g}: ' + first_rates.report(rare))
     return Progress.first(experiment.interface.space.num_environments), learner.begin(params), None
   step, state, meta = restored
   require_written_by(pathlib.Path(workdir, 'checkpoints', str(step)), meta.get('config'), config)

@@ -171,7 +171,9 @@ class Config:
     worked_example: prompts show one solved problem of their task, called and written as the interface has it, for
       models too small to find the form of an answer by themselves. The same problem for all interfaces.
     action_floor: actions of environments that the model takes more rarely than this where they are legal begin at this
-      rate, so that they can be found; 0 = all begin as the model has them. See `run.action_floor`.
+      rate, so that they can be found; 0 = all begin as the model has them. See `run.first_rates`.
+    route_lead: a routing action begins this many times as likely as the token that its row begins as, the first of its
+      text, so that a model that is about to call an environment does so, and does not write that it does.
     seed: of data, sampling and interventions.
     steps: of the run, at most; each is one batch of rollouts and one update. 0 only measures what the run begins with.
     curriculum: stages, in order; the last runs to the end.
@@ -192,6 +194,7 @@ class Config:
   instructions: bool = False
   worked_example: bool = False
   action_floor: Annotated[float, Range(0, 0.1)] = 0.0
+  route_lead: Annotated[float, Range(1, 1000)] = 1.0
   seed: Annotated[int, Range(0, 2**32 - 1)] = 0
   steps: Annotated[int, Range(0, 10**8)] = 100
   curriculum: Annotated[tuple[Stage, ...], Example("({'tasks': (('sort', {'n': 4}, 1.0),), 'until': 0.95},)")] = ()
@@ -303,8 +306,10 @@ def _check(config: Config) -> None:
           f'choose a divisor of config.rollout.prompts = {r.prompts}')
   require(config.steps * a.mini_batches < 2**31, 'steps', config.steps,
           f'each has {a.mini_batches} mini-batches; let there be fewer than 2**31 of them in all')
-  require(config.interface == 'expanded' or not config.action_floor, 'action_floor', config.action_floor,
-          "only config.interface='expanded' gives actions rows of their own; use that, or 0")
+  for field, off in (('action_floor', 0), ('route_lead', 1)):
+    value = getattr(config, field)
+    require(config.interface == 'expanded' or value == off, field, value,
+            f"only config.interface='expanded' gives actions rows of their own; use that, or {off}")
   lora = config.lora
   require(lora.projections and len(set(lora.projections)) == len(lora.projections), 'lora.projections',
           lora.projections, 'name at least one, each once')

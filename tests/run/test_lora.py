@@ -27,11 +27,11 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def ran(base, tmp_path_factory):
-  """(config, workdir, what `train` gave) of four steps, the last one in a second call."""
+  """(config, workdir, what `train` gave) of twenty steps, the last one in a second call."""
   workdir = tmp_path_factory.mktemp('run')
-  changes = {'lora.rank': 2, 'checkpoint_every': 3, 'algorithm.entropy': 0.0}
-  train(tiny.parsed(base, **changes, steps=3), workdir)
-  config = tiny.parsed(base, **changes, steps=4)
+  changes = {'lora.rank': 2, 'checkpoint_every': 19, 'algorithm.entropy': 0.0}
+  train(tiny.parsed(base, **changes, steps=19), workdir)
+  config = tiny.parsed(base, **changes, steps=20)
   return config, workdir, train(config, workdir)
 
 
@@ -48,7 +48,7 @@ def test_only_adapters_and_head_are_trained(ran):
 def test_what_is_trained_is_all_a_checkpoint_holds(ran, base):
   config, workdir, trained = ran
   experiment, params, step = saved.load(workdir, config)
-  assert step == 4
+  assert step == 20
   chex.assert_trees_all_equal(params, trained.params)
   # Other programs may have other devices than the run: a mesh that does not fit gives way.
   elsewhere = dataclasses.replace(config, mesh=MeshConfig(1, 64, 2))
