@@ -17,10 +17,6 @@ from earl_jax.config import UserError
 SFT_STEPS = 10
 
 
-def _countdown(n, share=1.0):
-  return ('countdown', {'numbers': n, 'digits': 1, 'strict': True}, share)  # what it types by itself is never right
-
-
 def _sort(n, share=1.0):
   return ('sort', {'n': n, 'direction': 'ascending'}, share)  # one direction: two are more than it learned so far
 
@@ -29,9 +25,12 @@ def _sort(n, share=1.0):
 # had lost it after 37.
 _SORTING = {'optimizer.learning_rate': 1e-3, 'optimizer.decay': 0.5}
 
-# Many problems in an update: with four, most of one kind (in order, or not), every update taught to swap or not to,
-# whatever the comparison had said. And calls that are not only talked of.
-_MANY = {'rollout.prompts': 16, 'rollout.group': 4, 'algorithm.mini_batches': 1, 'algorithm.micro_batch': 32}
+# Many problems in an update: of four, most are often of one kind (in order, or not), and the update teaches to swap or
+# not to, whatever the comparison said. And calls that are not only talked of.
+_MANY = {
+    'rollout.prompts': 16, 'rollout.group': 4, 'algorithm.mini_batches': 1, 'algorithm.micro_batch': 32,
+    'route_lead': 10.0,
+}
 
 # Task -> stages, slots of the prompt and of the response, steps, and what else differs.
 TASKS = {
@@ -42,14 +41,11 @@ TASKS = {
         160, 64, 60, {},
     ),
     'arithmetic': ((config_lib.stage(('arithmetic', {}, 1.0)),), 384, 128, 60, {}),
-    'countdown': (
-        (config_lib.stage(_countdown(2), until=0.6), config_lib.stage(_countdown(2), _countdown(3, 3.0))), 192, 96, 60,
-        _MANY | {'route_lead': 10.0},
-    ),
+    'countdown': ((config_lib.stage(('countdown', {'numbers': 3, 'digits': 1}, 1.0)),), 192, 128, 60, {}),
     'sort2': ((config_lib.stage(_sort(2)),), 192, 64, 40, _SORTING),
     'sort3': (
         (config_lib.stage(_sort(2), until=0.9), config_lib.stage(_sort(2), _sort(3, 3.0))), 224, 96, 60,
-        _SORTING | _MANY | {'route_lead': 10.0},
+        _SORTING | _MANY,
     ),
 }
 
