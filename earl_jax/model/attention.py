@@ -53,9 +53,10 @@ def attend(q: jax.Array, parts: Sequence[Part]) -> jax.Array:
 
   The queries that share keys, of all heads and rows that do, are rows of one matrix product.
   """
-  b, s, n, h = q.shape
+  b, s, _, h = q.shape
   heads = max(part.keys.shape[1] for part in parts)
-  shape = (b, s, heads, n // heads)  # [B, S, K, G]
+  group = q.shape[2] // heads
+  shape = (b, s, heads, group)  # [B, S, K, G]
 
   def by_row(x):
     """[A, K, n, S, G, …] as [B, S, K, G, …]."""
@@ -63,7 +64,7 @@ def attend(q: jax.Array, parts: Sequence[Part]) -> jax.Array:
 
   def by_key(x, like):
     """[B, S, K, G] as [A, K, n, S, G], the first axes of `like`."""
-    return jnp.moveaxis(x.reshape(len(like), -1, s, like.shape[1], n // heads), 3, 1)
+    return jnp.moveaxis(x.reshape(len(like), -1, s, like.shape[1], group), 3, 1)
 
   q = (q * h**-0.5).reshape(*shape, h)
   scores = [_scores(q, part) for part in parts]

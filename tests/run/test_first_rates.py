@@ -36,6 +36,19 @@ def shunned(experiment):
   return params | {'expanded_head': params['expanded_head'].at[item].set(row)}, item
 
 
+@pytest.fixture
+def seen(monkeypatch):
+  """The trajectories that are looked at from now on."""
+  trajectories, look = [], first_rates._look
+
+  def watched(params, trajectory, **kwargs):
+    trajectories.append(trajectory)
+    return look(params, trajectory, **kwargs)
+
+  monkeypatch.setattr(first_rates, '_look', watched)
+  return trajectories
+
+
 def test_a_rare_action_begins_at_the_floor(experiment, shunned):
   experiment, _ = experiment
   params, item = shunned
@@ -73,13 +86,10 @@ def test_a_run_without_environments_has_nothing_to_lift(model):
   assert lifted is params and not rare
 
 
-def test_what_is_seen_one_decision_at_a_time(experiment, shunned, monkeypatch):
+def test_what_is_seen_one_decision_at_a_time(experiment, shunned, seen):
   """Against softmax over the legal rows of the head, at every decision inside the first environment's episodes."""
   experiment, _ = experiment
   params, _ = shunned
-  seen = []
-  look = first_rates._look
-  monkeypatch.setattr(first_rates, '_look', lambda *args, **kwargs: seen.append(args[1]) or look(*args, **kwargs))
   found = first_rates._play(experiment, params, 0)
   [trajectory] = seen
   length, vocab = experiment.config.rollout.prompt_length, experiment.interface.space.vocab_size
@@ -110,13 +120,10 @@ def test_what_is_seen_one_decision_at_a_time(experiment, shunned, monkeypatch):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.5])
-def test_routes_lead_their_text(model, temperature, monkeypatch):
+def test_routes_lead_their_text(model, temperature, seen):
   """By an offset that raises them in all of the language alike, as ridge regression has it; other rows are kept."""
   experiment, params = set_up(tiny.parsed(model, route_lead=10.0, **{
       'rollout.chunk': 16, 'rollout.temperature': temperature}))
-  seen = []
-  look = first_rates._look
-  monkeypatch.setattr(first_rates, '_look', lambda *args, **kwargs: seen.append(args[1]) or look(*args, **kwargs))
   lifted, rare = first_rates.lifted(experiment, params)
   assert not rare
   raised = np.asarray(lifted['expanded_head'] - params['expanded_head'], np.float64)
