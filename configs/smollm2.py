@@ -26,11 +26,16 @@ def _sort(n, share=1.0):
 _SORTING = {'optimizer.learning_rate': 1e-3, 'optimizer.decay': 0.5}
 
 # Many problems in an update: of four, most are often of one kind (in order, or not), and the update teaches to swap or
-# not to, whatever the comparison said. And calls that are not only talked of.
+# not to, whatever the comparison said.
 _MANY = {
     'rollout.prompts': 16, 'rollout.group': 4, 'algorithm.mini_batches': 1, 'algorithm.micro_batch': 32,
-    'route_lead': 10.0,
 }
+
+# Solved problems: one in the system message, or three as earlier turns, after which the model keeps to their form from
+# the first step on. And calls that are not only talked of.
+_TOLD = {'worked_examples': 1, 'worked_examples_in': 'system'}
+_SHOWN = {'worked_examples': 3, 'route_lead': 10.0, 'rollout.chunk': 64}
+TAGS = 96  # slots more for a prompt that shows calls in tags
 
 # Task -> stages, slots of the prompt and of the response, steps, and what else differs.
 TASKS = {
@@ -38,14 +43,17 @@ TASKS = {
         # No easier stage before it: where nothing stands in parentheses, the policy unlearns to type them. And as
         # many words as symbols: most test problems are in words.
         (config_lib.stage(('arithmetic', {'digits': 3, 'operators': 2, 'test_operators': 2, 'worded': 0.5}, 1.0)),),
-        160, 64, 60, {},
+        160, 64, 60, _TOLD,
     ),
-    'arithmetic': ((config_lib.stage(('arithmetic', {}, 1.0)),), 384, 128, 60, {}),
-    'countdown': ((config_lib.stage(('countdown', {'numbers': 3, 'digits': 1}, 1.0)),), 192, 128, 60, {}),
-    'sort2': ((config_lib.stage(_sort(2)),), 192, 64, 40, _SORTING),
+    'arithmetic': ((config_lib.stage(('arithmetic', {}, 1.0)),), 384, 128, 60, _TOLD),
+    'countdown': (
+        (config_lib.stage(('countdown', {'numbers': 3, 'digits': 1}, 1.0)),), 320, 64, 40,
+        _SHOWN | {'optimizer.learning_rate': 5e-4},
+    ),
+    'sort2': ((config_lib.stage(_sort(2)),), 192, 64, 40, _TOLD | _SORTING),
     'sort3': (
-        (config_lib.stage(_sort(2), until=0.9), config_lib.stage(_sort(2), _sort(3, 3.0))), 224, 96, 60,
-        _SORTING | _MANY,
+        (config_lib.stage(_sort(2), until=0.9), config_lib.stage(_sort(2), _sort(3, 3.0))), 368, 96, 60,
+        _SHOWN | _SORTING | _MANY,
     ),
 }
 
@@ -57,7 +65,7 @@ def get_config(arguments: str = 'arithmetic_small,earl'):
   stages, prompt_length, response_length, steps, differs = TASKS[task]
   config = config_lib.default_config()
   config.model = 'HuggingFaceTB/SmolLM2-135M-Instruct'
-  config.instructions = config.worked_example = True
+  config.instructions = True
   config.curriculum, config.steps = stages, steps
   config.rollout.update(
       prompts=8, group=8, prompt_length=prompt_length, response_length=response_length, chunk=32,
@@ -75,4 +83,6 @@ def get_config(arguments: str = 'arithmetic_small,earl'):
     config.action_floor = 1e-3  # after the blank that the calculator writes, this tokenizer never has `(`
   else:
     config.route_lead = 1.0  # tags are text
+    if config.worked_examples > 1:
+      config.rollout.prompt_length += TAGS
   return config

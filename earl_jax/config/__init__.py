@@ -168,8 +168,10 @@ class Config:
     attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the fastest that works here.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
-    worked_example: prompts show one solved problem of their task, called and written as the interface has it, for
-      models too small to find the form of an answer by themselves. The same problem for all interfaces.
+    worked_examples: solved problems of its task that go before a problem, called and written as the interface has it,
+      for models too small to find the form of an answer by themselves. The same problems for all interfaces.
+    worked_examples_in: where they stand: 'turns', each as an earlier turn of the conversation, or 'system', told in the
+      system message.
     action_floor: actions of environments that the model takes more rarely than this where they are legal begin at this
       rate, so that they can be found; 0 = all begin as the model has them. See `run.first_rates`.
     route_lead: a routing action begins this many times as likely as the token that its row begins as, the first of its
@@ -192,7 +194,8 @@ class Config:
   attention: Literal['auto', 'xla', 'cudnn'] = 'auto'
   interface: Literal['expanded', 'tagged'] = 'expanded'
   instructions: bool = False
-  worked_example: bool = False
+  worked_examples: Annotated[int, Range(0, 100)] = 0
+  worked_examples_in: Literal['turns', 'system'] = 'turns'
   action_floor: Annotated[float, Range(0, 0.1)] = 0.0
   route_lead: Annotated[float, Range(1, 1000)] = 1.0
   seed: Annotated[int, Range(0, 2**32 - 1)] = 0
@@ -215,7 +218,8 @@ class Config:
   mesh: MeshConfig = MeshConfig()
 
 
-# Fields by their names in older workdirs.
+# What older workdirs say: fields by their names there, and what values of a field that is gone come to today.
+REPLACED = {'worked_example': {False: {}, True: {'worked_examples': 1, 'worked_examples_in': 'system'}}}
 RENAMED = {'window': 'mastery_window', 'algorithm.fraction': 'algorithm.rewrite_fraction'}
 
 
@@ -320,8 +324,11 @@ def _check(config: Config) -> None:
 
 
 def _renamed(saved: dict) -> dict:
-  """A saved config with today's names."""
+  """A saved config with today's names and fields."""
   names = {k: dict(v) if isinstance(v, dict) else v for k, v in saved.items()}
+  for old, values in REPLACED.items():
+    if isinstance(names.get(old), bool):
+      names |= values[names.pop(old)]
   for old, new in RENAMED.items():
     *group, old_name = old.split('.')
     node = names.get(group[0], {}) if group else names

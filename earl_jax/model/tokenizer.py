@@ -111,22 +111,29 @@ def check_spelling(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> 
     )
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assistant: str) -> list[int]:
+def chat_prompt(
+    tokenizer: PreTrainedTokenizerFast, system: str, user: str, assistant: str, *,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> list[int]:
   """Ids of system and user message and of the opening of the assistant's turn, through the chat template.
+
+  Args:
+    earlier: turns that go before the user message: what a user said, and what the assistant answered.
 
   Raises:
     UserError: the tokenizer has no chat template, or one that does not take these messages or leaves one out.
   """
   if not tokenizer.chat_template:
     raise UserError('the tokenizer has no chat_template; add one to its tokenizer_config.json')
-  failure = None
+  turns = [pair for said, answered in earlier for pair in (('user', said), ('assistant', answered))]
+  messages, failure = [('system', system), *turns, ('user', user)], None
   for in_parts in (False, True):  # some templates read the content of a message part by part
     try:
-      text = _rendered(tokenizer, {'system': system, 'user': user}, in_parts)
+      text = _rendered(tokenizer, messages, in_parts)
     except Exception as error:  # a template is a program: it can raise anything; some refuse a system message
       failure = failure or f'fails ({first_line(error)})'
       continue
-    missing = _left_out(text, {'system': system, 'user': user})
+    missing = _left_out(text, messages)
     if not missing:
       with _ONE_AT_A_TIME:
         return tokenizer.encode(text + assistant, add_special_tokens=False)
@@ -134,11 +141,11 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, system: str, user: str, assi
   raise UserError(f'chat_template in tokenizer_config.json {failure}; use another template')
 
 
-def _rendered(tokenizer: PreTrainedTokenizerFast, contents: dict[str, str], in_parts: bool) -> str:
-  """The messages, role -> content, through the chat template."""
+def _rendered(tokenizer: PreTrainedTokenizerFast, contents: Sequence[tuple[str, str]], in_parts: bool) -> str:
+  """The messages, (role, content) each, through the chat template."""
   messages = [
       {'role': role, 'content': [{'type': 'text', 'text': content}] if in_parts else content}
-      for role, content in contents.items()
+      for role, content in contents
   ]
   text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
   if in_parts and any(str(part) in text for message in messages for part in message['content']):
@@ -146,9 +153,9 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, contents: dict[str, str], in_p
   return text
 
 
-def _left_out(text: str, contents: dict[str, str]) -> str:
+def _left_out(text: str, contents: Sequence[tuple[str, str]]) -> str:
   """The role of a message that cannot be found in the text, beside the others; '' if all are there."""
-  for role, content in sorted(contents.items(), key=_length, reverse=True):  # one may hold the other's words
+  for role, content in sorted(contents, key=_length, reverse=True):  # one may hold the other's words
     before, found, after = text.partition(content.strip())
     if content.strip() and not found:
       return role

@@ -25,7 +25,7 @@ from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model.transformer import ModelConfig
 from earl_jax.run.instances import first_example, instance_fields, require_32_bits
 from earl_jax.run.rewards import checked
-from earl_jax.run.worked_example import worked_example
+from earl_jax.run.worked_examples import worked_examples
 from earl_jax.tasks.base import environment_names, environments_of, Example, Outcome, Task
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
@@ -142,12 +142,14 @@ class Experiment:
 
   def prompt(self, task: Task, example: Example) -> list[int]:
     """The token ids of one problem."""
-    told = [example.system]
+    told, earlier = [example.system], _worked_examples(self, task)
     if self.config.instructions:
       told.append(self.interface.instructions(environment_names(task)))
-    if self.config.worked_example:
-      told.append(_worked_example(self, task))
-    return _cached_prompt(self.tokenizer, ' '.join(filter(None, told)), example.user, task.assistant_start)
+    if self.config.worked_examples_in == 'system':
+      told += (f'For example, to "{said}" you answer: {answered}' for said, answered in earlier)
+      earlier = ()
+    system = ' '.join(filter(None, told))
+    return _cached_prompt(self.tokenizer, system, example.user, task.assistant_start, earlier=earlier)
 
   def require_room(self, label: str, length: int) -> None:
     """Raises UserError unless there is room for a prompt of this length, of the task `label`."""
@@ -223,7 +225,7 @@ _cached_prompt = functools.lru_cache(maxsize=100_000)(tokenizer_lib.chat_prompt)
 
 
 @functools.lru_cache(maxsize=100)
-def _worked_example(experiment: Experiment, task: Task) -> str:
-  return worked_example(
-      task, experiment.config.seed, experiment.first_examples, experiment.interface, experiment.tokenizer
+def _worked_examples(experiment: Experiment, task: Task) -> tuple[tuple[str, str], ...]:
+  return worked_examples(
+      task, experiment.config, experiment.first_examples, experiment.interface, experiment.tokenizer
   )

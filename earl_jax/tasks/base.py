@@ -114,7 +114,7 @@ class Task(abc.ABC):
     """
     raise UserError(
         f'task {self.label}: no demonstrations; leave it out of stages with imitate=True, and choose '
-        'config.worked_example=False'
+        'config.worked_examples=0'
     )
 
   def problems(self) -> Sequence[Example] | None:

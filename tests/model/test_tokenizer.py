@@ -124,6 +124,17 @@ def test_chat_prompt_ends_inside_the_assistants_turn(folder):
   assert tokens.count(tokenizer.eos_token_id) == 2  # of the finished turns
 
 
+def test_earlier_turns_go_before_the_user_message(folder):
+  tokenizer = tokenizer_lib.load_tokenizer(folder)
+  earlier = [('Sort B, A.', 'Let me swap.'), ('Sort A.', 'It is.')]
+  tokens = tokenizer_lib.chat_prompt(tokenizer, 'Think.', 'Sort A, B.', 'Let me', earlier=earlier)
+  turns = ''.join(
+      f'<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n{answered}<|im_end|>\n' for said, answered in earlier
+  )
+  assert tokenizer.decode(tokens) == PROMPT.replace('<|im_start|>user', turns + '<|im_start|>user')
+  assert tokens.count(tokenizer.eos_token_id) == 2 + 2 * 2
+
+
 def test_chat_prompt_of_qwen(qwen_tokenizer_dir):
   tokenizer = tokenizer_lib.load_tokenizer(qwen_tokenizer_dir)
   tokens = tokenizer_lib.chat_prompt(tokenizer, 'Think.', 'Sort A, B.', 'Let me')

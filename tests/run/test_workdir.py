@@ -205,6 +205,20 @@ def test_a_config_with_the_former_names(begun):
       claim_workdir(begun, dataclasses.replace(config, **change), {})
 
 
+def test_a_config_with_a_field_that_is_gone(begun):
+  claim_workdir(begun, CONFIG, {})
+  for value, today in ((False, {}), (True, {'worked_examples': 1, 'worked_examples_in': 'system'})):
+    config = plain(CONFIG) | {'worked_example': value}
+    del config['worked_examples'], config['worked_examples_in']
+    (begun / 'config.json').write_text(json.dumps(config))
+    config = dataclasses.replace(CONFIG, **today)
+    assert plain(read_config(begun)) == plain(config)
+    claim_workdir(begun, config, {})
+  rewrite(begun / 'config.json', lambda config: config.update(worked_example='yes'))
+  with pytest.raises(UserError, match='config.worked_example: no such field'):
+    read_config(begun)
+
+
 def test_a_config_with_a_field_that_there_is_not(tmp_path):
   claim_workdir(tmp_path, CONFIG, {})
   rewrite(tmp_path / 'config.json', lambda config: config['rollout'].update(beams=3))
