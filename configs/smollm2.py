@@ -21,21 +21,19 @@ def _sort(n, share=1.0):
   return ('sort', {'n': n, 'direction': 'ascending'}, share)  # one direction: two are more than it learned so far
 
 
-# A high rate, which falls in the second half of a run: kept high, the policy of sort2 was perfect after 22 steps, and
-# had lost it after 37.
-_SORTING = {'optimizer.learning_rate': 1e-3, 'optimizer.decay': 0.5}
+def _countdown(numbers):
+  return ('countdown', {'numbers': numbers, 'digits': 1}, 1.0)
 
-# Many problems in an update: of four, most are often of one kind (in order, or not), and the update teaches to swap or
-# not to, whatever the comparison said.
-_MANY = {
-    'rollout.prompts': 16, 'rollout.group': 4, 'algorithm.mini_batches': 1, 'algorithm.micro_batch': 32,
-}
 
 # Solved problems: one in the system message, or three as earlier turns, after which the model keeps to their form from
-# the first step on. And calls that are not only talked of.
+# the first step on. Then calls are not only talked of, and what is left to learn is which: all problems of a batch are
+# in one update, and entropy is worth more, or the policy soon takes one operator, or swap, for all of them.
 _TOLD = {'worked_examples': 1, 'worked_examples_in': 'system'}
-_SHOWN = {'worked_examples': 3, 'route_lead': 10.0, 'rollout.chunk': 64}
-TAGS = 96  # slots more for a prompt that shows calls in tags
+_SHOWN = {
+    'worked_examples': 3, 'route_lead': 10.0, 'rollout.chunk': 64, 'algorithm.mini_batches': 1,
+    'algorithm.entropy': 0.05, 'optimizer.learning_rate': 5e-4,
+}
+TAGS = 112  # slots more for a prompt that shows calls in tags
 
 # Task -> stages, slots of the prompt and of the response, steps, and what else differs.
 TASKS = {
@@ -47,14 +45,16 @@ TASKS = {
     ),
     'arithmetic': ((config_lib.stage(('arithmetic', {}, 1.0)),), 384, 128, 60, _TOLD),
     'countdown': (
-        (config_lib.stage(('countdown', {'numbers': 3, 'digits': 1}, 1.0)),), 320, 64, 40,
-        _SHOWN | {'optimizer.learning_rate': 5e-4},
+        (config_lib.stage(_countdown(2), until=0.6), config_lib.stage(_countdown(2), _countdown(3))),
+        320, 48, 24, _SHOWN,
     ),
-    'sort2': ((config_lib.stage(_sort(2)),), 192, 64, 40, _TOLD | _SORTING),
-    'sort3': (
-        (config_lib.stage(_sort(2), until=0.9), config_lib.stage(_sort(2), _sort(3, 3.0))), 368, 96, 60,
-        _SHOWN | _SORTING | _MANY,
+    # A high rate, which falls in the second half of a run: kept high, the policy was perfect after 22 steps, and had
+    # lost it after 37.
+    'sort2': (
+        (config_lib.stage(_sort(2)),), 192, 64, 40,
+        _TOLD | {'optimizer.learning_rate': 1e-3, 'optimizer.decay': 0.5},
     ),
+    'sort3': ((config_lib.stage(_sort(2), _sort(3, 3.0)),), 368, 72, 24, _SHOWN),
 }
 
 

@@ -165,6 +165,7 @@ def begin_or_resume(
   restored = checkpointer.restore(learner.abstract)
   if restored is None:
     if config.action_floor or config.route_lead > 1:
+      tell('compiling, and playing some episodes: how often are actions taken at first?')
       params, rare = first_rates.lifted(experiment, params)
       if config.action_floor:
         tell(f'config.action_floor={config.action_floor:g}: ' + first_rates.report(rare))
