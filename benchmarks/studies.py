@@ -290,7 +290,8 @@ STUDIES = {
             },
             **_methods('smollm2', ('arithmetic_small',), (0,)),
             **{
-                ('sort2', name, 0): ['--config=configs/smollm2.py:sort2,earl', *_fields({'dtype': 'bfloat16'} | fields)]
+                (task, name, 0): [f'--config=configs/smollm2.py:{task},earl', *_fields({'dtype': 'bfloat16'} | fields)]
+                for task in ('sort2', 'sort3', 'countdown')
                 for name, fields in (('untrained_expanded', {'steps': 0}), ('earl', {}))
             },
         },
