@@ -53,9 +53,9 @@ def attend(q: jax.Array, parts: Sequence[Part]) -> jax.Array:
 
   The queries that share keys, of all heads and rows that do, are rows of one matrix product.
   """
-  b, s, _, h = q.shape
+  b, s, query_heads, h = q.shape
   heads = max(part.keys.shape[1] for part in parts)
-  group = q.shape[2] // heads
+  group = query_heads // heads
   shape = (b, s, heads, group)  # [B, S, K, G]
 
   def by_row(x):

@@ -142,7 +142,7 @@ class Experiment:
 
   def prompt(self, task: Task, example: Example) -> list[int]:
     """The token ids of one problem."""
-    told, earlier = [example.system], _worked_examples(self, task)
+    told, earlier = [example.system], _worked_examples(self, task) if self.config.worked_examples else ()
     if self.config.instructions:
       told.append(self.interface.instructions(environment_names(task)))
     if self.config.worked_examples_in == 'system':

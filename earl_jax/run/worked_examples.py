@@ -19,7 +19,7 @@ def worked_examples(
     task: Task, config: Config, examples: dict[str, Example], interface: ExpandedInterface,
     tokenizer: PreTrainedTokenizerFast,
 ) -> tuple[tuple[str, str], ...]:
-  """`config.worked_examples` problems of split 'train', in the order of their indices, and their solutions.
+  """`config.worked_examples` problems of split 'train', at least one, in the order of their indices, with solutions.
 
   Only those whose solution calls an environment, where the task offers some, and none twice: as far as a hundred
   problems have another one.
@@ -33,17 +33,16 @@ def worked_examples(
   Raises:
     UserError: the task has no demonstrations, or one is not legal.
   """
-  turns, seen, indices = [], [], itertools.count()
+  shown, instances, indices = [], [], itertools.count()
   for _ in range(config.worked_examples):
     for index in itertools.islice(indices, TRIED):
       steps, example = task.demonstration(config.seed, 'train', index, 0), task.example(config.seed, 'train', index)
       calls = not task.environments or any(isinstance(step, Call) for step in steps)
-      if calls and (example.user, steps) not in seen:
+      if calls and (example.user, steps) not in shown:
         break
-    seen.append((example.user, steps))
+    shown.append((example.user, steps))
+    instances.append(example.instance)
     fields = instance_fields(examples | {task.label: example})
-    instance = side_by_side([example.instance], fields)
-    offered, script = interface.offers(environment_names(task)), interface.script(steps)
-    [tokens], _ = batched.carried_out(interface, instance, offered, [script], task.label)
-    turns.append((example.user, task.assistant_start + tokenizer.decode(tokens)))
-  return tuple(turns)
+  offered, scripts = interface.offers(environment_names(task)), [interface.script(steps) for _, steps in shown]
+  tokens, _ = batched.carried_out(interface, side_by_side(instances, fields), offered, scripts, task.label)
+  return tuple((said, task.assistant_start + tokenizer.decode(ids)) for (said, _), ids in zip(shown, tokens))

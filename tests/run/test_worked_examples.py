@@ -5,7 +5,7 @@ import pytest
 from earl_jax.config import stage, UserError
 from earl_jax.run import worked_examples as worked_examples_lib
 from earl_jax.run.preparation import prepare
-from earl_jax.tasks.base import Call
+from earl_jax.tasks.base import Call, Task
 from earl_jax.tasks.calculation import Countdown
 from tests import core_fixtures as core
 from tests.run import tiny
@@ -23,7 +23,7 @@ class Unsolved(Countdown):
     super().__init__(2, 1)
     self.label = 'unsolved'
 
-  demonstration = Countdown.__base__.__base__.demonstration
+  demonstration = Task.demonstration
 
 
 class Silent(Countdown):
@@ -76,7 +76,8 @@ def test_prompts_begin_with_solved_problems(model, interface, answer):
   whole, user = asked(experiment, task)
   ends = f'<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{task.assistant_start}'
   assert whole.endswith(''.join(turns) + ends) and whole.count('<|im_start|>') == 2 * 2 + 3
-  assert asked(experiment, task, 4)[0] == whole.replace(user, asked(experiment, task, 4)[1])
+  another, its_user = asked(experiment, task, 4)
+  assert another == whole.replace(user, its_user)
 
 
 def test_told_in_the_system_message(model):
