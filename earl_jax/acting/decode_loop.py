@@ -67,7 +67,7 @@ class Rows(NamedTuple):
   Attributes:
     first: int32[B], the slot that is written in the first pass.
     start: int32[B], first slot of the prompt.
-    keys: key[B].
+    uniform: float32[B, passes] in [0, 1), what each row draws in every pass.
     offered: bool[B, R].
     replay: decisions to take first, or None.
     before: keys that are seen besides those written here, layer by layer; rows side by side may share them.
@@ -75,7 +75,7 @@ class Rows(NamedTuple):
 
   first: jax.Array
   start: jax.Array
-  keys: jax.Array
+  uniform: jax.Array
   offered: jax.Array
   replay: Replay | None
   before: tuple[tuple[attention.Part, ...], ...]
@@ -189,8 +189,8 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
   choices = policy.distribution(
       params.heads, space, old.hidden, language, legal, temperature=decoding.temperature or 1.0
   )
-  keys = jax.vmap(jax.random.fold_in)(rows.keys, slot)
-  action = policy.sample(keys, choices, space.vocab_size, greedy=decoding.temperature == 0)
+  uniform = jax.lax.dynamic_index_in_dim(rows.uniform, passes, axis=1, keepdims=False)
+  action = policy.sample(uniform, choices, space.vocab_size, greedy=decoding.temperature == 0)
   if rows.replay is not None:
     at = jnp.minimum(old.decided, rows.replay.actions.shape[1] - 1)
     given = jnp.take_along_axis(rows.replay.actions, at[:, None], axis=1)[:, 0]

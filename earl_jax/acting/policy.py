@@ -117,19 +117,19 @@ def _logits_backward(kept, gradient):
 _logits.defvjp(lambda hidden, rows: (_logits(hidden, rows), (hidden, rows)), _logits_backward)
 
 
-def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = False) -> jax.Array:
-  """int32[B]: an action per row, where a uniform number falls among the cumulative probabilities.
+def sample(uniform: jax.Array, d: Distribution, vocab_size: int, greedy: bool = False) -> jax.Array:
+  """int32[B]: an action per row, where its uniform number falls among the cumulative probabilities.
 
   It falls into a block of the vocabulary, or among the expanded actions, and then on an entry: so that there is no
   cumulative sum over the vocabulary, and no noise as large as it.
 
   Args:
-    keys: key[B], one per row, so that a row's draw depends on nothing else in the batch.
+    uniform: float32[B] in [0, 1), one per row, so that a row's draw depends on nothing else in the batch.
     d: leaves [B, …].
     vocab_size: V, from where expanded actions are counted.
     greedy: takes the likeliest; static.
   """
-  chex.assert_rank([keys, d.language], 1)
+  chex.assert_rank([uniform, d.language], 1)
   vocabulary = jnp.where(d.language[:, None], d.vocabulary, NEGATIVE)
   # One more, that is never chosen: there may be no environment at all.
   expanded = jnp.pad(jnp.where(d.legal, d.expanded, NEGATIVE), [(0, 0), (0, 1)], constant_values=NEGATIVE)
@@ -138,12 +138,11 @@ def sample(keys: jax.Array, d: Distribution, vocab_size: int, greedy: bool = Fal
     place, other = jnp.argmax(vocabulary, axis=-1), jnp.argmax(expanded, axis=-1)
   else:
     # A device's part of the vocabulary stays its own.
-    vocabulary = vocabulary.reshape(len(keys), tensor_shards(), -1)
+    vocabulary = vocabulary.reshape(len(uniform), tensor_shards(), -1)
     vocabulary = jnp.pad(vocabulary, [(0, 0), (0, 0), (0, -vocabulary.shape[2] % BLOCK)], constant_values=NEGATIVE)
-    blocks = jnp.exp(vocabulary.reshape(len(keys), -1, BLOCK) - d.log_normaliser[:, None, None])
+    blocks = jnp.exp(vocabulary.reshape(len(uniform), -1, BLOCK) - d.log_normaliser[:, None, None])
     expanded = jnp.exp(expanded - d.log_normaliser[:, None])
     sums = jnp.append(constrain(blocks.sum(axis=-1), 'rows'), expanded.sum(axis=-1)[:, None], axis=1)
-    uniform = jax.vmap(jax.random.uniform)(keys)
     chosen, rest = _fall(sums, uniform * sums.sum(axis=-1))
     token, chosen = chosen < blocks.shape[1], jnp.minimum(chosen, blocks.shape[1] - 1)
     within, _ = _fall(jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0], rest)

@@ -97,6 +97,7 @@ def resume(
   params = gathered(params, decoding.model.dtype)
   whole, memory = batch
   length = prompts.tokens.shape[1]
+  passes = decoding.slots - length + 1
   cache = decoder.by_row(decoding.model, memory.cache)
   old, written, prompts, prompt = on_own_rows(_taken, (), fork.rows, (whole, cache), (prompts, memory.prompt))
   first = fork.slots - 1  # the last token that stays is fed once more, for what the model makes of it
@@ -104,15 +105,15 @@ def resume(
   response = decoder.hide(decoder.cached_parts(written), first - length)
   forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, fork.route_length))
   rows = Rows(
-      first=first, start=old.start, keys=_row_keys(key, fork.rows), offered=prompts.offered, replay=forced,
-      before=tuple(zip(prompt, response)),
+      first=first, start=old.start, uniform=_uniform(key, fork.rows, first, passes), offered=prompts.offered,
+      replay=forced, before=tuple(zip(prompt, response)),
   )
   interface, was = decoding.interface, old.states
   states = batched.reset(interface, prompts.instance, prompts.offered & fork.real[:, None], was)
   states = carry_out(interface, states, prompts.offered, recorded(old.actions, fork.slots), was)
   last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
   episodes = begin(
-      decoding, rows, states, decoding.slots - length + 1, active=fork.real, end=fork.slots,
+      decoding, rows, states, passes, active=fork.real, end=fork.slots,
       pending=jnp.pad(last, [(0, 0), (0, decoding.interface.width - 1)]), pending_length=jnp.ones_like(first),
   )
   return _trajectory(decode(decoding, Policy.prepared(params, decoding), rows, episodes), first, old, fork.slots)
@@ -129,15 +130,16 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   params = gathered(params, decoding.model.dtype)
   hidden, keys_values = read_prompts(decoding.model, params, prompts.tokens, prompts.start)
   length = prompts.tokens.shape[1]
+  passes = decoding.slots - length
   prompt = decoder.parts(keys_values, jnp.arange(length) >= prompts.start[:, None])
   prompts, hidden = jax.tree.map(lambda x: jnp.repeat(x, decoding.group, axis=0), (prompts, hidden))
   first = jnp.full_like(prompts.start, length)
   rows = Rows(
-      first=first, start=prompts.start, keys=_row_keys(key, row_ids), offered=prompts.offered, replay=replay,
-      before=tuple((part,) for part in prompt),
+      first=first, start=prompts.start, uniform=_uniform(key, row_ids, first, passes), offered=prompts.offered,
+      replay=replay, before=tuple((part,) for part in prompt),
   )
   states = batched.reset(decoding.interface, prompts.instance, prompts.offered)
-  episodes = begin(decoding, rows, states, decoding.slots - length, hidden=hidden)
+  episodes = begin(decoding, rows, states, passes, hidden=hidden)
   episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)
   nothing = blank(decoding, len(first), decoding.slots)
   nothing['tokens'] = nothing['tokens'].at[:, :length].set(prompts.tokens)
@@ -145,9 +147,13 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   return _trajectory(episodes, first, empty, first), Memory(prompt, episodes.cache)
 
 
-def _row_keys(key: jax.Array, row_ids: jax.Array) -> jax.Array:
-  """key[B]."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
+def _uniform(key: jax.Array, row_ids: jax.Array, first: jax.Array, passes: int) -> jax.Array:
+  """float32[B, passes] in [0, 1): what rows draw at their slots from `first` on; it depends on nothing else."""
+
+  def draw(row, slot):
+    return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), slot))
+
+  return jax.vmap(jax.vmap(draw, (None, 0)))(row_ids, first[:, None] + jnp.arange(passes))
 
 
 def _trajectory(episodes: Episodes, first: jax.Array, old: Trajectory, since: jax.Array) -> Trajectory:

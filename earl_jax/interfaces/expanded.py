@@ -110,11 +110,10 @@ class ExpandedInterface:
       states: hidden states.
       offered: bool[R], the environments that the task offers.
     """
-    space = self.space
-    legal = jnp.zeros(space.num_expanded, bool).at[: space.num_environments].set(offered & (environment == LANGUAGE))
-    for k, (actions, env) in enumerate(zip(space.environment_actions, self.environments)):
-      valid = env.valid_actions(states[env.state_name]) & (environment == k + 1)
-      legal = legal.at[actions].max(valid)
+    legal = jnp.pad(offered, (0, self.space.num_expanded - len(offered))) & (environment == LANGUAGE)
+    for k, (local, env) in enumerate(zip(self._local, self.environments)):
+      valid = env.valid_actions(states[env.state_name])[np.maximum(local, 0)]
+      legal |= valid & (local >= 0) & (environment == k + 1)
     return legal
 
   def local_action(self, environment: jax.Array, action: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ import numpy as np
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.config import Config
 
+SHORTEST = 24  # slots that episodes of a micro-batch may be shorter than another's without a program of their own
+
 
 class Batch(NamedTuple):
   """A rollout batch ready for the update.
@@ -103,20 +105,24 @@ def split_rows(config: Config, step: int, advantages: np.ndarray, lengths: np.nd
   return Split(rows.astype(np.int32), counts.astype(np.int32))
 
 
-def half_width(slots: int, prompt_length: int) -> int:
-  """Slots of a prompt and half of its response."""
-  return prompt_length + -(-(slots - prompt_length) // 2)
+def widths(slots: int, prompt_length: int) -> list[int]:
+  """Slots of a prompt and of some parts of its response, up to all of it: half, three quarters and all, if it is long.
+
+  Not more, and fewer of short ones: each is another copy of the model to compile, forwards and backwards.
+  """
+  response = slots - prompt_length
+  pieces = min(max(response // SHORTEST, 1), 4)
+  return [prompt_length + -(-response * i // pieces) for i in range(-(-pieces // 2), pieces + 1)]
 
 
 def at_width(f: Callable[[Any], Any], rows: Any, trajectory: Trajectory, prompt_length: int) -> Any:
-  """`f(rows)`; where every episode ends in the first half of the response, on rows cut there.
-
-  Two widths, not more: each is another copy of the model to compile, forwards and backwards.
+  """`f(rows)`, on rows cut to the first of `widths` in which every episode ends.
 
   Args:
-    f: gives values of the same shapes at both widths.
+    f: gives values of the same shapes at all widths.
     rows: a Trajectory or a Batch.
     trajectory: `rows`, or that of the batch.
   """
-  half = half_width(trajectory.slots, prompt_length)
-  return jax.lax.cond(jnp.max(trajectory.end) <= half, lambda rows: f(rows.cut(half)), f, rows)
+  ends = widths(trajectory.slots, prompt_length)
+  first = jnp.searchsorted(jnp.array(ends), jnp.max(trajectory.end))
+  return jax.lax.switch(first, [lambda rows, end=end: f(rows.cut(end)) for end in ends], rows)

@@ -140,8 +140,8 @@ def update_step(
       grads = at_width(lambda rows: grad(params, rows, total), rows, rows.trajectory, scoring.prompt_length)
       return jax.tree.map(jnp.add, sums, grads)  # into float32
 
-    _, metrics = jax.eval_shape(loss, state.params, jax.tree.map(lambda x: x[split.rows[0]], batch), total)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, metrics))
+    names = ('loss', 'entropy', 'clip_fraction', 'approx_kl', *(('kl',) if config.kl else ()))
+    zeros = jax.tree.map(jnp.zeros_like, state.params), dict.fromkeys(names, jnp.float32(0))
     grads, metrics = jax.lax.fori_loop(0, split.counts, micro_batch, zeros)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -55,29 +55,72 @@ def attend(q: jax.Array, parts: Sequence[Part]) -> jax.Array:
   """
   b, s, query_heads, h = q.shape
   heads = max(part.keys.shape[1] for part in parts)
-  group = query_heads // heads
-  shape = (b, s, heads, group)  # [B, S, K, G]
+  return _attend((q * h**-0.5).reshape(b, s, heads, query_heads // heads, h), tuple(parts)).reshape(q.shape)
 
-  def by_row(x):
-    """[A, K, n, S, G, …] as [B, S, K, G, …]."""
-    return jnp.moveaxis(x, 1, 3).reshape(*shape, *x.shape[5:])
 
-  def by_key(x, like):
-    """[B, S, K, G] as [A, K, n, S, G], the first axes of `like`."""
-    return jnp.moveaxis(x.reshape(len(like), -1, s, like.shape[1], group), 3, 1)
+@jax.custom_vjp
+def _attend(q: jax.Array, parts: tuple[Part, ...]) -> jax.Array:
+  """`attend`, of queries [B, S, K, G, H] that are scaled. R = n S G queries share keys."""
+  return _attend_forward(q, parts)[0]
 
-  q = (q * h**-0.5).reshape(*shape, h)
-  scores = [_scores(q, part) for part in parts]
-  largest = [by_row(x.max(axis=-1)) for x in scores]
-  largest = jax.lax.stop_gradient(jnp.max(jnp.stack(largest), axis=0))
-  weights = [jnp.exp(x - by_key(largest, x)[..., None]) for x in scores]
-  total = sum(by_row(x.sum(axis=-1)) for x in weights)
-  y = sum(
-      by_row(jnp.einsum('aknsgt,akth->aknsgh', x.astype(q.dtype), part.values, preferred_element_type=jnp.float32))
-      for x, part in zip(weights, parts)
-  )
+
+def _attend_forward(q, parts):
+  scores = [_seen(_product('akrh,akht->akrt', _like(q, part), part.keys), part, q) for part in parts]
+  largest = jnp.max(jnp.stack([_by_row(x.max(axis=-1), q) for x in scores]), axis=0)
+  weights = [jnp.exp(x - _like(largest, part)[..., None]) for x, part in zip(scores, parts)]
+  total = sum(_by_row(x.sum(axis=-1), q) for x in weights)
+  weights = [x.astype(q.dtype) for x in weights]
+  y = sum(_by_row(_product('akrt,akth->akrh', x, part.values), q) for x, part in zip(weights, parts))
   # The softmax is divided out last, where there is least to divide.
-  return (y / total[..., None]).astype(q.dtype).reshape(b, s, -1, h)
+  y = (y / total[..., None]).astype(q.dtype)
+  return y, (q, parts, weights, total, y)
+
+
+def _attend_backward(kept, gradient):
+  """By hand, for two reasons: what a softmax takes back is a sum over the head width here, not over keys; and the large
+  arrays, [R, T], enter their products as they lie, where they would be turned over first.
+  """
+  q, parts, weights, total, y = kept
+  taken = _product('bskgh,bskgh->bskg', gradient, y) / total
+  gradient = (gradient / total[..., None]).astype(q.dtype)
+  of_q, of_parts = 0.0, []
+  for part, x in zip(parts, weights):
+    back = _like(gradient, part)
+    of_values = _product('akrh,akrt->akht', back, x).swapaxes(2, 3)
+    of_scores = _product('akrh,akth->akrt', back, part.values) - _like(taken, part)[..., None]
+    of_scores = (x * of_scores).astype(q.dtype)
+    of_keys = _product('akrh,akrt->akht', _like(q, part), of_scores)
+    of_q += _by_row(_product('akrt,akht->akrh', of_scores, part.keys), q)
+    of_parts.append(Part(of_keys.astype(q.dtype), of_values.astype(q.dtype), jnp.zeros_like(part.bias)))
+  return of_q.astype(q.dtype), tuple(of_parts)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _product(axes: str, x: jax.Array, y: jax.Array) -> jax.Array:
+  return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
+
+
+def _seen(scores: jax.Array, part: Part, q: jax.Array) -> jax.Array:
+  """float32[A, K, R, T] scores, those of keys that are not seen far below the others."""
+  a, heads, _, t = scores.shape
+  scores = scores.reshape(a, heads, -1, *q.shape[1:4:2], t) + part.bias[:, None, None, :, None]  # n, S and G apart
+  return scores.reshape(a, heads, -1, t)
+
+
+def _like(x: jax.Array, part: Part) -> jax.Array:
+  """[B, S, K, G, …] as [A, K, R, …], the first axes of the part's keys."""
+  a, heads = part.keys.shape[:2]
+  _, s, _, group, *rest = x.shape
+  return jnp.moveaxis(x.reshape(a, -1, s, heads, group, *rest), 3, 1).reshape(a, heads, -1, *rest)
+
+
+def _by_row(x: jax.Array, like: jax.Array) -> jax.Array:
+  """[A, K, R, …] as [B, S, K, G, …], the first axes of `like`."""
+  a, heads, _, *rest = x.shape
+  _, s, _, group, *_ = like.shape
+  return jnp.moveaxis(x.reshape(a, heads, -1, s, group, *rest), 1, 3).reshape(*like.shape[:4], *rest)
 
 
 def whole(seen: Sequence[jax.Array], b: int, s: int) -> jax.Array:
@@ -94,10 +137,3 @@ def flash(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> 
   seen = jnp.pad(seen, [(0, 0), (0, s % 2), (0, t % 2)])
   return jax.nn.dot_product_attention(q, keys, values, mask=seen[:, None], implementation='cudnn')[:, :s]
 
-
-def _scores(q: jax.Array, part: Part) -> jax.Array:
-  """float32[A, K, n, S, G, T] of queries [B, S, K, G, H]."""
-  a, heads = part.keys.shape[:2]
-  q = q.reshape(a, -1, q.shape[1], heads, *q.shape[3:])
-  scores = jnp.einsum('anskgh,akht->aknsgt', q, part.keys, preferred_element_type=jnp.float32)
-  return scores + part.bias[:, None, None, :, None]

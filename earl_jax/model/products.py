@@ -1,8 +1,11 @@
-"""Products with parameters, in bfloat16 as fast as a processor makes them.
+"""Products with parameters, as fast as a processor makes them.
 
 Many processors multiply bfloat16 and sum up in float32 at several times the speed of float32. XLA for CPU has them do
 so only where the result stays float32; where it is to be bfloat16, it casts all to float32 first. So there a result is
 asked for in float32 and rounded, which is what other devices do by themselves; and gradients likewise.
+
+A gradient with respect to a kernel sums over all rows. Where these are several axes, XLA for CPU turns an operand over
+first, and computes what made it in that order, entry by entry. So there they are one.
 """
 
 import math
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimensions, precision=None) -> jax.Array:
   """`jax.lax.dot_general` of x […, inputs] and a kernel [inputs, outputs], each of any number of axes."""
-  if x.dtype != jnp.bfloat16 or jax.default_backend() != 'cpu':
+  if jax.default_backend() != 'cpu':
     return jax.lax.dot_general(x, kernel, dimensions, precision)
   inputs = len(dimensions[0][1])
   rows, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
@@ -34,8 +37,10 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _backward(kept, gradient):
   x, kernel = kept
-  # The narrower one is turned beforehand: no processor's units sum along the first axis of both.
-  if x.shape[1] < gradient.shape[1]:
+  if x.dtype != jnp.bfloat16:
+    of_kernel = _summed(x, gradient, (0, 0))
+  # The narrower one is turned beforehand: no processor's units for bfloat16 sum along the first axis of both.
+  elif x.shape[1] < gradient.shape[1]:
     of_kernel = _summed(jax.lax.optimization_barrier(x.T), gradient, (1, 0))
   else:
     of_kernel = _summed(jax.lax.optimization_barrier(gradient.T), x, (1, 0)).T

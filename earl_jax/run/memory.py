@@ -22,7 +22,7 @@ from earl_jax.acting.scoring import chunk_size
 from earl_jax.config import UserError
 from earl_jax.devices import processes, sharding
 from earl_jax.learning import update
-from earl_jax.learning.batches import abstract_batch
+from earl_jax.learning.batches import abstract_batch, widths
 from earl_jax.model import transformer
 from earl_jax.run.experiment import Experiment, MIN_ROWS
 from earl_jax.run.first_params import abstract_params
@@ -95,7 +95,7 @@ def divided(shape: tuple[int, ...], model: transformer.ModelConfig, tensor: int)
 def backward(experiment: Experiment, params: Any, trajectory: Any, rows: int, tensor: int) -> int:
   """Bytes that a micro-batch of `rows` rows on this device takes between its forward and its backward pass, at most.
 
-  What is kept, at the full width (`batches.at_width`; the half shares its memory): COMPILED times what the trace says.
+  What is kept, at the full width (`batches.at_width`; the others share its memory): COMPILED times what the trace says.
   For a moment, what is computed again of one layer, and the largest of its arrays once more, as its gradient; or three
   arrays of logits, of a chunk of slots.
   """
@@ -177,7 +177,8 @@ def update_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any,
   """What the update takes on one device at its peak, parameters included, the optimizer's state not."""
   weights, trained, parts = on_device(mesh, params), on_device(mesh, policy.split(params)[0]), sharding.row_shards(mesh)
   batch = size_of(trajectory) // parts + 2 * 4 * len(trajectory.end) * experiment.slots // parts
-  gradients = 3 * trained  # their sum, and those of a micro-batch at either width
+  sets = 1 + len(widths(experiment.slots, experiment.config.rollout.prompt_length))
+  gradients = sets * trained  # their sum, and those of a micro-batch at each width
   micro_batch = experiment.config.algorithm.micro_batch // parts
   return weights + batch + gradients + backward(experiment, params, trajectory, micro_batch, mesh.shape['tensor'])
 

@@ -72,13 +72,15 @@ def test_rows_without_advantage_come_last(config, micro, together, busy):
     assert count == -(-used.sum() * together // micro)
 
 
-def test_short_rows_are_computed_at_a_shorter_width():
-  """Half or the whole of the response, and nothing changes by it."""
+def test_short_rows_are_computed_at_a_shorter_width(monkeypatch):
+  """Half, three quarters or the whole of the response, and nothing changes by it."""
+  monkeypatch.setattr(batches, 'SHORTEST', 10)
 
   def measure(rows):
     return jnp.int32(rows.slots), jnp.sum(rows.decisions)
 
-  widths, seen = [core.PROMPT + width for width in (20, 40)], set()
+  widths, seen = [core.PROMPT + width for width in (20, 30, 40)], set()
+  assert batches.widths(core.SLOTS, core.PROMPT) == widths
   for row in range(8 * core.GROUP):
     one = jax.tree.map(lambda x, row=row: x[row:row + 1], core.rolled_out())
     slots, decisions = batches.at_width(measure, one, one, core.PROMPT)

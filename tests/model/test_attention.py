@@ -69,6 +69,45 @@ def test_attend_against_numpy(problem):
   np.testing.assert_allclose(found, slow(q, places), atol=1e-5 * max(1.0, np.abs(q).max() / 10))
 
 
+def plain(q, places):
+  """`attend`, by a softmax over all keys side by side, of which every query has copies of its own."""
+  rows, _, heads, width = q.shape
+  repeated = [
+      [jnp.repeat(jnp.repeat(x, rows // len(x), axis=0), heads // x.shape[2], axis=2) for x in (keys, values)]
+      for keys, values, _ in places
+  ]
+  keys, values = (jnp.concatenate(parts, axis=1) for parts in zip(*repeated))
+  seen = attention.whole([seen for _, _, seen in places], rows, q.shape[1])
+  scores = jnp.einsum('bsnh,btnh->bnst', q, keys) / np.sqrt(width)
+  weights = jax.nn.softmax(jnp.where(seen[:, None], scores, attention.UNSEEN), axis=-1)
+  return jnp.einsum('bnst,btnh->bsnh', weights, values)
+
+
+@jax.jit
+def gradients(q, places, weight):
+  """Of both, with respect to queries, keys and values."""
+  seen = [place[2] for place in places]
+
+  def of(f):
+    def loss(q, keys_values):
+      return jnp.sum(weight * f(q, [(*kv, seen) for kv, seen in zip(keys_values, seen)]))
+
+    return jax.grad(loss, (0, 1))(q, [place[:2] for place in places])
+
+  return of(attend), of(plain)
+
+
+@hypothesis.given(problems())
+@hypothesis.settings(max_examples=10)
+def test_gradients_of_attend(problem):
+  """They are worked out by hand."""
+  q, places = problem
+  weight = np.random.default_rng(0).normal(size=q.shape).astype(np.float32)
+  found, expected = gradients(q, places, weight)
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  chex.assert_trees_all_close(found, expected, atol=2e-5 * max(1.0, largest), rtol=1e-4)
+
+
 def test_a_mask_of_all_queries():
   rng = np.random.default_rng(0)
   q, (keys, values) = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 2, 6, 2, 5))

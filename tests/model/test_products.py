@@ -45,9 +45,23 @@ def test_is_the_product_of_numpy_rounded_once_and_so_are_its_gradients(rows, inp
   assert_rounded(of_x, np.tensordot(wide[2], wide[1], behind))
 
 
-def test_float32_is_the_plain_product():
-  x, kernel = (a.astype(jnp.float32) for a in arrays(0, (3, 5), (5, 2)))
-  chex.assert_trees_all_equal(product(x, kernel), x @ kernel)
+def test_float32_is_the_plain_product_and_so_are_its_gradients():
+  x, kernel, gradient = (a.astype(jnp.float32) for a in arrays(0, (4, 3, 5), (5, 2), (4, 3, 2)))
+  found, pull = jax.vjp(product, x, kernel)
+  expected, pull_expected = jax.vjp(lambda x, kernel: x @ kernel, x, kernel)
+  chex.assert_trees_all_close((found, pull(gradient)), (expected, pull_expected(gradient)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
+def test_float32_is_multiplied_as_it_lies():
+  """No operand of a gradient is turned over, nor is what made it."""
+  x, kernel, gradient = (a.astype(jnp.float32) for a in arrays(0, (4, 3, 5), (5, 9), (4, 3, 9)))
+
+  def pull(x, kernel, gradient):
+    return jax.vjp(product, x, kernel)[1](jnp.tanh(gradient))
+
+  text = jax.jit(pull).lower(x, kernel, gradient).compile().as_text()
+  assert ' dot(' in text and ' transpose(' not in text
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
