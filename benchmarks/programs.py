@@ -83,7 +83,7 @@ def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
   params, state = abstract_policy(experiment), abstract_state(experiment)
   _, frozen = policy.split(params)
   prompts = draw(experiment, stage=0, step=0).prompts
-  batch = abstract_batch(abstract_rollout(experiment, params), sharding=experiment.rows)
+  batch = abstract_batch(abstract_rollout(experiment), sharding=experiment.rows)
   rows = jax.device_put(np.arange(len(batch.advantages), dtype=np.int32), experiment.rows)
   decoding = experiment.decoding(config.group)
   play = rollout.remembered_rollout if experiment.config.algorithm.counterfactual else rollout.rollout

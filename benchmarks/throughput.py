@@ -133,10 +133,10 @@ def decode_bytes(experiment: Experiment) -> float:
   return width * float(rollout.response_length * sum(weights(model)) + rows * slot * slots)
 
 
-def full_batch(experiment: Experiment, params: policy.Params) -> Batch:
+def full_batch(experiment: Experiment) -> Batch:
   """Full rows of random tokens, each of them a decision in language, on the mesh."""
   rollout, rng = experiment.config.rollout, np.random.default_rng(0)
-  shapes = abstract_batch(abstract_rollout(experiment, params))
+  shapes = abstract_batch(abstract_rollout(experiment))
   batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   tokens = rng.integers(experiment.interface.space.vocab_size, size=batch.trajectory.tokens.shape, dtype=np.int32)
   decided = np.broadcast_to(np.arange(experiment.slots) >= rollout.prompt_length, tokens.shape)
@@ -153,7 +153,7 @@ def time_update(
 ) -> tuple[update.TrainState, list[float]]:
   """Seconds of each repeat, and the state after them."""
   advance, split, seconds = programs.advance(experiment), programs.split(experiment), []
-  batch = full_batch(experiment, state.params)
+  batch = full_batch(experiment)
   with jax.set_mesh(experiment.mesh):
     for _ in range(1 + repeats):
       began = time.perf_counter()

@@ -14,7 +14,7 @@ from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices.sharding import constrain, gathered, on_own_rows
 from earl_jax.model import attention, decoder
 
-__all__ = ['Decoding', 'Fork', 'Memory', 'remembered_rollout', 'Replay', 'resume', 'rollout']
+__all__ = ['begun', 'Decoding', 'Fork', 'Memory', 'remembered_rollout', 'Replay', 'resume', 'rollout']
 
 
 class Memory(NamedTuple):
@@ -119,6 +119,18 @@ def resume(
   return _trajectory(decode(decoding, Policy.prepared(params, decoding), rows, episodes), first, old, fork.slots)
 
 
+def begun(prompts: Prompts, decoding: Decoding) -> Trajectory:
+  """Episodes [B, T, …] of which nothing but the prompt is there: `decoding.group` of every prompt."""
+  prompts = jax.tree.map(lambda x: jnp.repeat(x, decoding.group, axis=0), prompts)
+  count, length = prompts.tokens.shape
+  nothing = blank(decoding, count, decoding.slots)
+  nothing['tokens'] = nothing['tokens'].at[:, :length].set(prompts.tokens)
+  return Trajectory(
+      start=prompts.start, end=jnp.full_like(prompts.start, length), finished=jnp.zeros(count, bool),
+      states=batched.reset(decoding.interface, prompts.instance, prompts.offered), **nothing,
+  )
+
+
 def _taken(_, rows: jax.Array, by_row: Any, by_prompt: Any) -> tuple:
   """What a device's rows int32[b'] have, of trees [b, …] and of [g, …], whose rows side by side share an entry."""
   count = len(jax.tree.leaves(by_row)[0])
@@ -132,19 +144,16 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   length = prompts.tokens.shape[1]
   passes = decoding.slots - length
   prompt = decoder.parts(keys_values, jnp.arange(length) >= prompts.start[:, None])
-  prompts, hidden = jax.tree.map(lambda x: jnp.repeat(x, decoding.group, axis=0), (prompts, hidden))
-  first = jnp.full_like(prompts.start, length)
+  hidden, offered = (jnp.repeat(x, decoding.group, axis=0) for x in (hidden, prompts.offered))
+  unplayed = begun(prompts, decoding)
+  first = unplayed.end
   rows = Rows(
-      first=first, start=prompts.start, uniform=_uniform(key, row_ids, first, passes), offered=prompts.offered,
+      first=first, start=unplayed.start, uniform=_uniform(key, row_ids, first, passes), offered=offered,
       replay=replay, before=tuple((part,) for part in prompt),
   )
-  states = batched.reset(decoding.interface, prompts.instance, prompts.offered)
-  episodes = begin(decoding, rows, states, passes, hidden=hidden)
+  episodes = begin(decoding, rows, unplayed.states, passes, hidden=hidden)
   episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)
-  nothing = blank(decoding, len(first), decoding.slots)
-  nothing['tokens'] = nothing['tokens'].at[:, :length].set(prompts.tokens)
-  empty = Trajectory(start=prompts.start, end=first, finished=episodes.finished, states=states, **nothing)
-  return _trajectory(episodes, first, empty, first), Memory(prompt, episodes.cache)
+  return _trajectory(episodes, first, unplayed, first), Memory(prompt, episodes.cache)
 
 
 def _uniform(key: jax.Array, row_ids: jax.Array, first: jax.Array, passes: int) -> jax.Array:

@@ -101,7 +101,7 @@ class Learner:
     experiment, params = self._experiment, self._frozen | self.abstract.params
     config = experiment.config
     with jax.set_mesh(experiment.mesh):  # each thread has its own
-      batch = abstract_batch(abstract_rollout(experiment, params), sharding=experiment.rows)
+      batch = abstract_batch(abstract_rollout(experiment), sharding=experiment.rows)
       none = np.zeros(len(batch.advantages))
       split = split_rows(config, 0, none, none, experiment.scoring.rows_per_prompt)
       update_step.lower(self.abstract, batch, split, self._frozen, **self._updating).compile()

@@ -127,7 +127,7 @@ def plan(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Plan:
   states = jax.eval_shape(update.make_optimizer(config).init, trained)
   parameters, optimizer = on_device(mesh, params), on_device(mesh, states)
   reference = 0 if config.algorithm.reference_on_host or not config.algorithm.kl else on_device(mesh, trained)
-  trajectory = abstract_rollout(experiment, params)
+  trajectory = abstract_rollout(experiment)
   decoding = rollout_bytes(experiment, mesh, params, trajectory)
   learning = optimizer + update_bytes(experiment, mesh, params, trajectory)
   decode_flops, update_flops = flops(experiment, params)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from earl_jax.acting import policy, rollout
+from earl_jax.acting import rollout
 from earl_jax.acting.prompts import Prompts
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.run.experiment import Experiment
@@ -61,10 +61,8 @@ def draw(experiment: Experiment, stage: int, step: int) -> Problems:
   return Problems(first, chosen, examples, experiment.encode_prompts(chosen, examples))
 
 
-def abstract_rollout(experiment: Experiment, params: policy.Params) -> Trajectory:
-  """Shapes of the trajectory of every step; `params` may be shapes too."""
-  config = experiment.config.rollout
-  play = functools.partial(rollout.rollout, decoding=experiment.decoding(config.group))
-  rows = np.arange(config.prompts * config.group, dtype=np.int32)
+def abstract_rollout(experiment: Experiment) -> Trajectory:
+  """Shapes of the trajectory of every step."""
+  begun = functools.partial(rollout.begun, decoding=experiment.decoding(experiment.config.rollout.group))
   with jax.set_mesh(experiment.mesh):
-    return jax.eval_shape(play, params, draw(experiment, stage=0, step=0).prompts, rows, jax.random.key(0))
+    return jax.eval_shape(begun, draw(experiment, stage=0, step=0).prompts)
