@@ -22,7 +22,7 @@ from earl_jax.acting.scoring import chunk_size
 from earl_jax.config import UserError
 from earl_jax.devices import processes, sharding
 from earl_jax.learning import update
-from earl_jax.learning.batches import abstract_batch, widths
+from earl_jax.learning.batches import abstract_batch
 from earl_jax.model import transformer
 from earl_jax.run.experiment import Experiment, MIN_ROWS
 from earl_jax.run.first_params import abstract_params
@@ -32,9 +32,9 @@ __all__ = ['fitted', 'GIB', 'largest_micro_batch', 'micro_batches', 'Plan', 'pla
 
 GIB = 2**30
 USABLE = 0.92  # of a device's memory; the rest is the runtime's, and what fragmentation costs
-# Of what the trace of a backward pass finds stored, XLA for CPU stores so much: 1.3 to 1.5 of it without remat (with
-# adapters least, over several devices most), 1.7 with.
-COMPILED = 1.4
+# Of what the trace of a backward pass finds stored, XLA for CPU stores so much: 1.15 to 1.35 of it, over several devices
+# least, with adapters most.
+COMPILED = 1.25
 MOST_ON_CPU = 32  # rows of a micro-batch: a processor gains nothing by more
 
 
@@ -177,8 +177,7 @@ def update_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any,
   """What the update takes on one device at its peak, parameters included, the optimizer's state not."""
   weights, trained, parts = on_device(mesh, params), on_device(mesh, policy.split(params)[0]), sharding.row_shards(mesh)
   batch = size_of(trajectory) // parts + 2 * 4 * len(trajectory.end) * experiment.slots // parts
-  sets = 1 + len(widths(experiment.slots, experiment.config.rollout.prompt_length))
-  gradients = sets * trained  # their sum, and those of a micro-batch at each width
+  gradients = 3 * trained  # their sum, and those of a micro-batch twice: several widths are branches of the program
   micro_batch = experiment.config.algorithm.micro_batch // parts
   return weights + batch + gradients + backward(experiment, params, trajectory, micro_batch, mesh.shape['tensor'])
 
