@@ -32,8 +32,8 @@ __all__ = ['fitted', 'GIB', 'largest_micro_batch', 'micro_batches', 'Plan', 'pla
 
 GIB = 2**30
 USABLE = 0.92  # of a device's memory; the rest is the runtime's, and what fragmentation costs
-# Of what the trace of a backward pass finds stored, XLA for CPU stores so much: 1.15 to 1.35 of it, over several devices
-# least, with adapters most.
+# Of what the trace of a backward pass finds stored, XLA for CPU stores so much: 1.15 to 1.35 of it, over several
+# devices least, with adapters most.
 COMPILED = 1.25
 MOST_ON_CPU = 32  # rows of a micro-batch: a processor gains nothing by more
 
