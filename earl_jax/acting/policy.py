@@ -16,7 +16,7 @@ from earl_jax.acting.masked import NEGATIVE
 from earl_jax.action_space import ActionSpace
 from earl_jax.devices.sharding import constrain, tensor_shards
 from earl_jax.model import lora, transformer
-from earl_jax.model.products import product
+from earl_jax.model.products import over_rows, product
 
 BLOCK = 128  # entries of the vocabulary whose probabilities are added up first
 
@@ -111,7 +111,8 @@ def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
 def _logits_backward(kept, gradient):
   hidden, rows = kept
   gradient = gradient.astype(hidden.dtype)
-  return product(gradient, rows), jnp.einsum('...a,...d->ad', gradient, hidden)
+  of_rows = over_rows(*(x.reshape(-1, x.shape[-1]) for x in (gradient, hidden)))
+  return product(gradient, rows), of_rows
 
 
 _logits.defvjp(lambda hidden, rows: (_logits(hidden, rows), (hidden, rows)), _logits_backward)

@@ -37,20 +37,28 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _backward(kept, gradient):
   x, kernel = kept
-  if x.dtype != jnp.bfloat16:
-    of_kernel = _summed(x, gradient, (0, 0))
-  # The narrower one is turned beforehand: no processor's units for bfloat16 sum along the first axis of both.
-  elif x.shape[1] < gradient.shape[1]:
-    of_kernel = _summed(jax.lax.optimization_barrier(x.T), gradient, (1, 0))
-  else:
-    of_kernel = _summed(jax.lax.optimization_barrier(gradient.T), x, (1, 0)).T
-  return _summed(gradient, kernel, (1, 1)), of_kernel
+  return _summed(gradient, kernel, (1, 1)), over_rows(x, gradient)
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _backward)
 
 
+def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+  """dtype[A, B]: the sum over rows of the outer products of those of dtype[rows, A] and of dtype[rows, B]."""
+  if x.dtype != jnp.bfloat16 or jax.default_backend() != 'cpu':
+    return _summed(x, y, (0, 0))
+  # The narrower one is turned beforehand: no processor's units for bfloat16 sum along the first axis of both.
+  if x.shape[1] < y.shape[1]:
+    return _summed(_turned(x), y, (1, 0))
+  return _summed(_turned(y), x, (1, 0)).T
+
+
+def _turned(x: jax.Array) -> jax.Array:
+  """A matrix turned over in memory, as one axis has to lie. Of one turned in name alone XLA makes float32 first."""
+  return jax.lax.optimization_barrier(x.T.reshape(-1)).reshape(x.shape[::-1])
+
+
 def _summed(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
-  """bfloat16: two matrices multiplied, and summed along an axis of each in float32."""
+  """dtype[…]: two matrices multiplied, and summed along an axis of each in float32."""
   dimensions = ((axes[0],), (axes[1],)), ((), ())
   return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32).astype(x.dtype)

@@ -65,6 +65,24 @@ def test_float32_is_multiplied_as_it_lies():
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
+@pytest.mark.parametrize('outputs', [64, 192], ids=['narrow', 'wide'])
+def test_gradients_are_multiplied_in_bfloat16_where_results_are(outputs):
+  """By what is compiled: no operand is cast to float32 first."""
+  x, kernel, gradient = arrays(0, (4, 64, 128), (128, outputs), (4, 64, outputs))
+
+  def multiplied(f, *arguments):
+    text = jax.jit(f).lower(*arguments).compile().as_text()
+    operands = [names.split(', ') for names in re.findall(r' = f32\S+ dot\((.*?)\)', text)]
+    types = dict(re.findall(r'(%\S+) = (\w+)\[', text))
+    return [types[name.split()[-1]] for names in operands for name in names]
+
+  if multiplied(product, x, kernel) != ['bf16'] * 2:
+    pytest.skip('this processor multiplies float32')
+  found = multiplied(lambda x, kernel, gradient: jax.vjp(product, x, kernel)[1](gradient), x, kernel, gradient)
+  assert found == ['bf16'] * 4
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
 @pytest.mark.parametrize('outputs', [2, 9], ids=['narrow', 'wide'])
 def test_the_compiler_gets_bfloat16_to_multiply(outputs):
   """It casts what it multiplies where the result is to be bfloat16, or where both are summed along their first axis."""
