@@ -45,7 +45,8 @@ _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _backward)
 
 def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
   """dtype[A, B]: the sum over rows of the outer products of those of dtype[rows, A] and of dtype[rows, B]."""
-  if x.dtype != jnp.bfloat16 or jax.default_backend() != 'cpu':
+  shared_out = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())  # and not to be gathered
+  if x.dtype != jnp.bfloat16 or jax.default_backend() != 'cpu' or shared_out:
     return _summed(x, y, (0, 0))
   # The narrower one is turned beforehand: no processor's units for bfloat16 sum along the first axis of both.
   if x.shape[1] < y.shape[1]:
