@@ -6,6 +6,7 @@ Axes: D hidden, V vocabulary (ids of the tokenizer), E expanded actions; `…` a
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import chex
@@ -111,7 +112,7 @@ def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
 def _logits_backward(kept, gradient):
   hidden, rows = kept
   gradient = gradient.astype(hidden.dtype)
-  of_rows = over_rows(*(x.reshape(-1, x.shape[-1]) for x in (gradient, hidden)))
+  of_rows = over_rows(*(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (gradient, hidden)))
   return product(gradient, rows), of_rows
 
 

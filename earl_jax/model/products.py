@@ -20,8 +20,9 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimensions, precision=None) -> 
     return jax.lax.dot_general(x, kernel, dimensions, precision)
   inputs = len(dimensions[0][1])
   rows, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
-  size = math.prod(kernel.shape[:inputs])
-  return _product(x.reshape(-1, size), kernel.reshape(size, -1)).reshape(*rows, *outputs)
+  size = math.prod(kernel.shape[:inputs])  # any of the three may be 0
+  made = _product(x.reshape(math.prod(rows), size), kernel.reshape(size, math.prod(outputs)))
+  return made.reshape(*rows, *outputs)
 
 
 def product(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:

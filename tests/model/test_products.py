@@ -52,6 +52,16 @@ def test_float32_is_the_plain_product_and_so_are_its_gradients():
   chex.assert_trees_all_close((found, pull(gradient)), (expected, pull_expected(gradient)), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('sizes', [(0, 3, 2), (4, 0, 2), (4, 3, 0)], ids=['no rows', 'no inputs', 'no outputs'])
+def test_nothing_to_multiply(sizes, dtype):
+  """A run without environments has no actions besides its vocabulary."""
+  rows, inputs, outputs = sizes
+  x, kernel, gradient = (jnp.ones(shape, dtype) for shape in ((1, rows, inputs), (inputs, outputs), (1, rows, outputs)))
+  found, pull = jax.vjp(product, x, kernel)
+  chex.assert_trees_all_equal((found, pull(gradient)), jax.tree.map(jnp.zeros_like, (gradient, (x, kernel))))
+
+
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
 def test_float32_is_multiplied_as_it_lies():
   """No operand of a gradient is turned over, nor is what made it."""
