@@ -140,6 +140,7 @@ def update_step(
       grads = at_width(lambda rows: grad(params, rows, total), rows, rows.trajectory, scoring.prompt_length)
       return jax.tree.map(jnp.add, sums, grads)  # into float32
 
+    # Said here once more, since to find them out is to trace the model once more; a sum of others fails.
     names = ('loss', 'entropy', 'clip_fraction', 'approx_kl', *(('kl',) if config.kl else ()))
     zeros = jax.tree.map(jnp.zeros_like, state.params), dict.fromkeys(names, jnp.float32(0))
     grads, metrics = jax.lax.fori_loop(0, split.counts, micro_batch, zeros)

@@ -177,7 +177,7 @@ def update_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any,
   """What the update takes on one device at its peak, parameters included, the optimizer's state not."""
   weights, trained, parts = on_device(mesh, params), on_device(mesh, policy.split(params)[0]), sharding.row_shards(mesh)
   batch = size_of(trajectory) // parts + 2 * 4 * len(trajectory.end) * experiment.slots // parts
-  gradients = 3 * trained  # their sum, and those of a micro-batch twice: several widths are branches of the program
+  gradients = 3 * trained  # their sum, and, as the compiler has it, those of a micro-batch twice
   micro_batch = experiment.config.algorithm.micro_batch // parts
   return weights + batch + gradients + backward(experiment, params, trajectory, micro_batch, mesh.shape['tensor'])
 

@@ -84,7 +84,8 @@ def test_sampler_and_trainer_agree(ran):
   _, _, trained = ran
   experiment, params = trained.experiment, jax.tree.map(np.asarray, trained.params)
   rng = np.random.default_rng(0)
-  params['adapters'] = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype('f') / 4, params['adapters'])
+  # They outweigh the kernels. At four times this, one rounding of the parameters moves a log-probability by the bound.
+  params['adapters'] = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype('f') / 16, params['adapters'])
   problems = draw(experiment, 0, 0)
   key, decoding = jax.random.key(0), experiment.decoding()
   trajectory = experiment.rollout(params, problems.prompts, np.arange(4), key, decoding=decoding)
@@ -92,8 +93,7 @@ def test_sampler_and_trainer_agree(ran):
   scores = jax.jit(score, static_argnums=2)(params, trajectory, alone)
   chosen = np.asarray(trajectory.decisions)
   assert chosen.sum() > 20
-  # All but one are within 1e-6; with adapters as wild as these, that one takes some roundings more.
-  chex.assert_trees_all_close(scores.log_probs[chosen], trajectory.log_probs[chosen], atol=1e-5, rtol=2e-6)
+  chex.assert_trees_all_close(scores.log_probs[chosen], trajectory.log_probs[chosen], atol=1e-5)
 
 
 def test_export_merges_or_writes_adapters(ran, base, tmp_path):
