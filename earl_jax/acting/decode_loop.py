@@ -70,7 +70,8 @@ class Rows(NamedTuple):
     uniform: float32[B, passes] in [0, 1), what each row draws in every pass.
     offered: bool[B, R].
     replay: decisions to take first, or None.
-    before: keys that are seen besides those written here, layer by layer; rows side by side may share them.
+    before: keys that are seen besides the cache, layer by layer; rows side by side may share them.
+    kept: int32[B], entries at the end of the cache that were there before the first pass; None = none.
   """
 
   first: jax.Array
@@ -78,14 +79,15 @@ class Rows(NamedTuple):
   uniform: jax.Array
   offered: jax.Array
   replay: Replay | None
-  before: tuple[tuple[attention.Part, ...], ...]
+  before: tuple[attention.Part, ...]
+  kept: jax.Array | None = None
 
 
 class Episodes(NamedTuple):
   """What becomes of the rows. W widest write.
 
   Attributes:
-    cache: keys and values of what was written; entry i in pass i.
+    cache: keys and values of what was written, entry i in pass i; and of what was kept, at the end.
     hidden: dtype[B, D], final hidden state of the last token.
     environment: int32[B], where each row is; 0 = language.
     states: hidden states.
@@ -146,7 +148,8 @@ def begin(decoding: Decoding, rows: Rows, states: States, passes: int, **known: 
 def decode(decoding: Decoding, params: Policy, rows: Rows, episodes: Episodes) -> Episodes:
   """The episodes at their end."""
   passes = episodes.record['tokens'].shape[1]
-  sizes = [-(-passes * (i + 1) // decoding.segments) for i in range(decoding.segments)]
+  segments = decoding.segments if rows.kept is None else 1  # what was kept lies where the cache would grow
+  sizes = [-(-passes * (i + 1) // segments) for i in range(segments)]
   return _decode(decoding, params, rows, (jnp.int32(0), episodes), sizes)[1]
 
 
@@ -219,7 +222,8 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
       route_scores=policy.route_scores(space, choices, (committed & language)[:, None] & rows.offered),
   )
   hidden, cache = decoder.feed(
-      decoding.model, params.weights, token, slot - rows.start, before=rows.before, cache=old.cache, entry=passes
+      decoding.model, params.weights, token, slot - rows.start, before=rows.before, cache=old.cache, entry=passes,
+      kept=rows.kept,
   )
   return Episodes(
       cache=cache,

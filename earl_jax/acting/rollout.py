@@ -101,12 +101,11 @@ def resume(
   cache = decoder.by_row(decoding.model, memory.cache)
   old, written, prompts, prompt = on_own_rows(_taken, (), fork.rows, (whole, cache), (prompts, memory.prompt))
   first = fork.slots - 1  # the last token that stays is fed once more, for what the model makes of it
-  prompt = decoder.hide(prompt, first)
-  response = decoder.hide(decoder.cached_parts(written), first - length)
+  kept = jnp.maximum(first - length, 0)
   forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, fork.route_length))
   rows = Rows(
       first=first, start=old.start, uniform=_uniform(key, fork.rows, first, passes), offered=prompts.offered,
-      replay=forced, before=tuple(zip(prompt, response)),
+      replay=forced, before=decoder.hide(prompt, first), kept=kept,
   )
   interface, was = decoding.interface, old.states
   states = batched.reset(interface, prompts.instance, prompts.offered & fork.real[:, None], was)
@@ -114,6 +113,7 @@ def resume(
   last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
   episodes = begin(
       decoding, rows, states, passes, active=fork.real, end=fork.slots,
+      cache=decoder.flat(decoder.to_the_end(written, kept, passes)),
       pending=jnp.pad(last, [(0, 0), (0, decoding.interface.width - 1)]), pending_length=jnp.ones_like(first),
   )
   return _trajectory(decode(decoding, Policy.prepared(params, decoding), rows, episodes), first, old, fork.slots)
@@ -149,7 +149,7 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   first = unplayed.end
   rows = Rows(
       first=first, start=unplayed.start, uniform=_uniform(key, row_ids, first, passes), offered=offered,
-      replay=replay, before=tuple((part,) for part in prompt),
+      replay=replay, before=prompt,
   )
   episodes = begin(decoding, rows, unplayed.states, passes, hidden=hidden)
   episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)

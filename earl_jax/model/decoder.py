@@ -127,9 +127,19 @@ def parts(read: KeysValues, seen: jax.Array) -> tuple[Part, ...]:
   return tuple(attention.part(keys, values, seen[:, None]) for keys, values in zip(*read))
 
 
-def cached_parts(cache: Cache) -> tuple[Part, ...]:
-  """What has been fed one by one, layer by layer, of a cache `by_row`; all of it is seen."""
-  return tuple(Part(k, v, jnp.zeros((len(k), 1, 1))) for k, v in zip(*cache))
+def to_the_end(cache: Cache, kept: jax.Array, entries: int) -> Cache:
+  """A cache with room for more, whose last int32[B] entries are the first ones of another; both `by_row`.
+
+  What is fed next goes to the front. Rows that have kept much have little left to write: the two never meet.
+  """
+
+  def move(x, axis):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, entries - x.shape[axis])
+    turn = jax.vmap(lambda row, kept: jnp.roll(row, -kept, axis))
+    return turn(jnp.pad(x, widths), kept)
+
+  return Cache(tuple(move(x, -1) for x in cache.keys), tuple(move(x, -2) for x in cache.values))
 
 
 def hide(parts: tuple[Part, ...], since: jax.Array) -> tuple[Part, ...]:
@@ -140,7 +150,7 @@ def hide(parts: tuple[Part, ...], since: jax.Array) -> tuple[Part, ...]:
 
 def feed(
     config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array, *,
-    before: tuple[tuple[Part, ...], ...], cache: Cache, entry: jax.Array,
+    before: tuple[Part, ...], cache: Cache, entry: jax.Array, kept: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token to every row, which sees what came before, and what the row was fed.
 
@@ -149,22 +159,32 @@ def feed(
     positions: int32[B], where each row is.
     before: keys besides the cache, layer by layer; rows side by side may share them.
     entry: int32[], how many tokens each row was fed.
+    kept: int32[B], how many entries at the end of the cache are seen, too.
 
   Returns:
     (hidden dtype[B, D] after the final norm, the cache with the tokens in it).
   """
   turned = jax.tree.map(lambda x: x[positions][:, None], weights.rotations)
-  filled = jnp.where(jnp.arange(cache.keys[0].shape[-1]) <= entry, 0.0, attention.UNSEEN)[None, None]
+  filled = jnp.where(_seen(cache, entry, kept), 0.0, attention.UNSEEN)[:, None]
   x = constrain(weights.embedding[tokens].astype(config.dtype), 'rows')
   made = []
-  for layer, parts, keys, values in zip(weights.layers, before, *cache):
+  for layer, prompt, keys, values in zip(weights.layers, before, *cache):
     q, k, v = _project(config, layer, x, turned)
     keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(*keys.shape[:-1], 1), entry, axis=-1)
     values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(*values.shape[:-2], 1, -1), entry, axis=-2)
     own = Part(*(y if y.ndim == 4 else y[:, None] for y in (keys, values)), filled)
-    x = _finish(config, layer, x, attention.attend(q, [*parts, own]).reshape(len(x), -1))
+    x = _finish(config, layer, x, attention.attend(q, [prompt, own]).reshape(len(x), -1))
     made.append((keys, values))
   return rms_norm(x, weights.final_norm, config.rms_norm_eps), Cache(*zip(*made))
+
+
+def _seen(cache: Cache, entry: jax.Array, kept: jax.Array | None) -> jax.Array:
+  """bool[rows of the cache, E], or bool[1, E] where it is the same in all."""
+  at, entries = jnp.arange(cache.keys[0].shape[-1])[None], cache.keys[0].shape[-1]
+  if kept is None:
+    return at <= entry
+  kept = jnp.repeat(kept, len(cache.keys[0]) // len(kept))
+  return (at <= entry) | (at >= entries - kept[:, None])
 
 
 def _project(config: ModelConfig, layer: Layer, x: jax.Array, turned: Rotation) -> tuple[jax.Array, ...]:

@@ -30,12 +30,11 @@ def fed(config, params, tokens):
   """Hidden states [B, SLOTS - PROMPT, D] of what follows the prompt; the prompt's parts; the cache."""
   _, read = checkpoints.apply(config, params, tokens[:, :PROMPT], START)
   prompt = decoder.parts(read, np.arange(PROMPT) >= START[:, None])
-  before = tuple((part,) for part in prompt)
   weights = checkpoints.prepare(config, params, SLOTS)
   cache, pieces = decoder.grow(decoder.init_cache(config, len(tokens)), SLOTS - PROMPT), []
   for entry, slot in enumerate(range(PROMPT, SLOTS)):
     hidden, cache = checkpoints.feed(
-        config, weights, tokens[:, slot], slot - START, before=before, cache=cache, entry=entry
+        config, weights, tokens[:, slot], slot - START, before=prompt, cache=cache, entry=entry
     )
     pieces.append(hidden)
   return jnp.stack(pieces, axis=1), prompt, cache
@@ -60,13 +59,12 @@ def test_what_is_hidden_is_not_seen(since):
   config = transformer.ModelConfig(**reference.SIZES)
   params, tokens, since = make_params(config), make_tokens(), np.array(since, np.int32)
   _, prompt, cache = fed(config, params, tokens)
-  response = decoder.cached_parts(decoder.by_row(config, cache))
-  before = tuple(zip(decoder.hide(prompt, since), decoder.hide(response, since - PROMPT)))
+  kept = jnp.maximum(since - PROMPT, 0)
+  cache = decoder.flat(decoder.to_the_end(decoder.by_row(config, cache), kept, SLOTS - PROMPT + 1))
   weights = checkpoints.prepare(config, params, SLOTS)
   other = (tokens[np.arange(3), since] + 1) % config.vocab_size
   found, _ = checkpoints.feed(
-      config, weights, other, since - START, before=before,
-      cache=decoder.grow(decoder.init_cache(config, 3), 2), entry=0,
+      config, weights, other, since - START, before=decoder.hide(prompt, since), cache=cache, entry=0, kept=kept,
   )
   tokens[np.arange(3), since] = other
   expected, _ = checkpoints.apply(config, params, tokens, START)
@@ -80,10 +78,9 @@ def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16():
   chex.assert_type([hidden, *jax.tree.leaves(cache)], jnp.bfloat16)
   weights = checkpoints.prepare(config, params, SLOTS)
   chex.assert_type([weights.final_norm, *weights.rotations, *weights.layers[0].norms.values()], jnp.float32)
-  before = tuple((part,) for part in prompt)
 
   def feed(weights):
-    return decoder.feed(config, weights, tokens[:, 0], START, before=before, cache=cache, entry=0)
+    return decoder.feed(config, weights, tokens[:, 0], START, before=prompt, cache=cache, entry=0)
 
   program = str(jax.make_jaxpr(feed)(weights))
   for operation in ('exp', 'rsqrt', 'reduce_max'):
@@ -103,21 +100,21 @@ def test_the_cache_is_written_in_place(dtype):
   params, tokens = make_params(config), np.zeros(rows, np.int32)
   weights = checkpoints.prepare(config, params, entries)
   _, read = checkpoints.apply(config, params, np.zeros((1, PROMPT), np.int32), np.zeros(1, np.int32))
-  before = tuple((part,) for part in decoder.parts(read, np.ones((1, PROMPT), bool)))
+  prompt = decoder.parts(read, np.ones((1, PROMPT), bool))
 
   @jax.jit
-  def loop(weights, before, cache):
+  def loop(weights, prompt, cache):
     def step(carry):
       entry, x, cache = carry
       hidden, cache = decoder.feed(
-          config, weights, tokens, tokens + entry, before=before, cache=cache, entry=entry
+          config, weights, tokens, tokens + entry, before=prompt, cache=cache, entry=entry
       )
       return entry + 1, x + hidden.astype(jnp.float32), cache
 
     start = jnp.int32(0), jnp.zeros((rows, config.hidden_size)), decoder.grow(cache, entries)
     return jax.lax.while_loop(lambda carry: carry[0] < entries, step, start)
 
-  text = loop.lower(weights, before, decoder.init_cache(config, rows)).compile().as_text()
+  text = loop.lower(weights, prompt, decoder.init_cache(config, rows)).compile().as_text()
   [body] = re.findall(r' while\(.*body=%?([\w.-]+)', text)
   lines = text.partition(f'\n%{body} (')[2].partition('\n}')[0].splitlines()
   size = rows * 2 * config.head_dim * entries
