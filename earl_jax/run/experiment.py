@@ -30,7 +30,7 @@ from earl_jax.tasks.base import environment_names, environments_of, Example, Out
 
 # Rows to go on with when the others have ended. On several devices rows stay where they are.
 MIN_ROWS = 32
-LONG = 256  # slots of a response from which on the cache grows once
+LONG = 128  # slots of a response from which on the cache grows once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
