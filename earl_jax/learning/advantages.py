@@ -1,11 +1,10 @@
-"""Advantages from rewards. No model here."""
+"""Advantages from rewards, on the host: a few numbers are not worth a program. No model here."""
 
 import chex
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 
-def group_advantages(rewards: jax.Array, kind: str = 'grpo') -> jax.Array:
+def group_advantages(rewards: np.ndarray, kind: str = 'grpo') -> np.ndarray:
   """Advantages of the n rollouts of each prompt, among themselves.
 
     grpo     (r - mean) / (std + 1e-6), std unbiased            (GRPO; paper, eq. of section 3.2)
@@ -23,9 +22,9 @@ def group_advantages(rewards: jax.Array, kind: str = 'grpo') -> jax.Array:
   n = rewards.shape[1]
   # Seen from the first one, equal rewards are exactly 0; their mean may round, and the tiny std would magnify that.
   rewards = rewards - rewards[:, :1]
-  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  centred = rewards - np.mean(rewards, axis=1, keepdims=True)
   if kind == 'grpo':
-    return centred / (jnp.std(rewards, axis=1, ddof=1, keepdims=True) + 1e-6)
+    return centred / (np.std(rewards, axis=1, ddof=1, keepdims=True) + 1e-6)
   if kind == 'dr_grpo':
     return centred
   if kind == 'rloo':
@@ -33,10 +32,10 @@ def group_advantages(rewards: jax.Array, kind: str = 'grpo') -> jax.Array:
   raise ValueError(f'unknown kind of advantage: {kind!r}')
 
 
-def counterfactual_advantages(advantages, rewards, counterfactual_rewards, rewritten) -> jax.Array:
+def counterfactual_advantages(advantages, rewards, counterfactual_rewards, rewritten) -> np.ndarray:
   """r_cf - r, not divided by a standard deviation, for rewritten trajectories; the given advantage for others.
 
   All float32 of one shape; rewritten bool (paper, CPO).
   """
   chex.assert_equal_shape([advantages, rewards, counterfactual_rewards, rewritten])
-  return jnp.where(rewritten, counterfactual_rewards - rewards, advantages)
+  return np.where(rewritten, counterfactual_rewards - rewards, advantages)

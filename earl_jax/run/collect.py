@@ -72,7 +72,7 @@ def collect(experiment: Experiment, params: policy.Params, problems: Problems, p
   outcomes = experiment.outcomes(problems.tasks, problems.examples, factual, batch // config.rollout.group)
   rewards = np.array([outcome.reward for outcome in outcomes], np.float32)
   by_group = rewards.reshape(-1, config.rollout.group)
-  advantages = np.asarray(group_advantages(by_group, config.algorithm.advantage)).reshape(-1)
+  advantages = group_advantages(by_group, config.algorithm.advantage).reshape(-1)
   if imitates:  # demonstrations are learned from whatever they are worth: none is left out for an advantage of 0
     advantages = np.ones_like(advantages)
   exact_match = _exact_match_by_label(problems.tasks, outcomes)
@@ -108,7 +108,7 @@ def _with_rewrites(
       'counterfactual/reward': float(rewrites.rewards[rows].mean()) if len(rows) else 0.0,
   } | {f'counterfactual/average_gain/{name}': float(gain) for name, gain in zip(names, interventions.gains)}
   return experience._replace(
-      trajectory=rewrites.trajectory, advantages=np.asarray(advantages), interventions=interventions, metrics=metrics,
+      trajectory=rewrites.trajectory, advantages=advantages, interventions=interventions, metrics=metrics,
       rewrites=rewrites,
   )
 
