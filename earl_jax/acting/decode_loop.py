@@ -16,7 +16,7 @@ from earl_jax.acting.replay import Replay
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import LANGUAGE
 from earl_jax.interfaces.expanded import ExpandedInterface, States
-from earl_jax.model import attention, decoder, transformer
+from earl_jax.model import decoder, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Rows(NamedTuple):
     uniform: float32[B, passes] in [0, 1), what each row draws in every pass.
     offered: bool[B, R].
     replay: decisions to take first, or None.
-    before: keys that are seen besides the cache, layer by layer; rows side by side may share them.
-    kept: int32[B], entries at the end of the cache that were there before the first pass; None = none.
+    before: what was there before the first pass.
   """
 
   first: jax.Array
@@ -79,8 +78,7 @@ class Rows(NamedTuple):
   uniform: jax.Array
   offered: jax.Array
   replay: Replay | None
-  before: tuple[attention.Part, ...]
-  kept: jax.Array | None = None
+  before: decoder.Before
 
 
 class Episodes(NamedTuple):
@@ -148,7 +146,7 @@ def begin(decoding: Decoding, rows: Rows, states: States, passes: int, **known: 
 def decode(decoding: Decoding, params: Policy, rows: Rows, episodes: Episodes) -> Episodes:
   """The episodes at their end."""
   passes = episodes.record['tokens'].shape[1]
-  segments = decoding.segments if rows.kept is None else 1  # what was kept lies where the cache would grow
+  segments = decoding.segments if rows.before.kept is None else 1  # what was kept lies where the cache would grow
   sizes = [-(-passes * (i + 1) // segments) for i in range(segments)]
   return _decode(decoding, params, rows, (jnp.int32(0), episodes), sizes)[1]
 
@@ -222,8 +220,7 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
       route_scores=policy.route_scores(space, choices, (committed & language)[:, None] & rows.offered),
   )
   hidden, cache = decoder.feed(
-      decoding.model, params.weights, token, slot - rows.start, before=rows.before, cache=old.cache, entry=passes,
-      kept=rows.kept,
+      decoding.model, params.weights, token, slot - rows.start, before=rows.before, cache=old.cache, entry=passes
   )
   return Episodes(
       cache=cache,

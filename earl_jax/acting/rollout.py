@@ -105,7 +105,7 @@ def resume(
   forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, fork.route_length))
   rows = Rows(
       first=first, start=old.start, uniform=_uniform(key, fork.rows, first, passes), offered=prompts.offered,
-      replay=forced, before=decoder.hide(prompt, first), kept=kept,
+      replay=forced, before=decoder.Before(decoder.hide(prompt, first), kept),
   )
   interface, was = decoding.interface, old.states
   states = batched.reset(interface, prompts.instance, prompts.offered & fork.real[:, None], was)
@@ -149,7 +149,7 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   first = unplayed.end
   rows = Rows(
       first=first, start=unplayed.start, uniform=_uniform(key, row_ids, first, passes), offered=offered,
-      replay=replay, before=prompt,
+      replay=replay, before=decoder.Before(prompt),
   )
   episodes = begin(decoding, rows, unplayed.states, passes, hidden=hidden)
   episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)

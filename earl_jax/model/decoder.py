@@ -64,6 +64,18 @@ class Cache(NamedTuple):
   values: tuple[jax.Array, ...]
 
 
+class Before(NamedTuple):
+  """What rows see besides what they are fed.
+
+  Attributes:
+    prompt: layer by layer; rows side by side may share it.
+    kept: int32[B], how many entries at the end of the cache; None = none.
+  """
+
+  prompt: tuple[Part, ...]
+  kept: jax.Array | None = None
+
+
 def prepare(config: ModelConfig, params: dict, slots: int, adapters: lora.Adapters | None = None) -> Weights:
   """The weights of a parameter tree that is `sharding.gathered`, for positions below `slots`; adapters are merged."""
   # One product is faster than three. Heads that are shared out over devices stay apart.
@@ -150,25 +162,23 @@ def hide(parts: tuple[Part, ...], since: jax.Array) -> tuple[Part, ...]:
 
 def feed(
     config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array, *,
-    before: tuple[Part, ...], cache: Cache, entry: jax.Array, kept: jax.Array | None = None,
+    before: Before, cache: Cache, entry: jax.Array,
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token to every row, which sees what came before, and what the row was fed.
 
   Args:
     tokens: int32[B].
     positions: int32[B], where each row is.
-    before: keys besides the cache, layer by layer; rows side by side may share them.
     entry: int32[], how many tokens each row was fed.
-    kept: int32[B], how many entries at the end of the cache are seen, too.
 
   Returns:
     (hidden dtype[B, D] after the final norm, the cache with the tokens in it).
   """
   turned = jax.tree.map(lambda x: x[positions][:, None], weights.rotations)
-  filled = jnp.where(_seen(cache, entry, kept), 0.0, attention.UNSEEN)[:, None]
+  filled = jnp.where(_seen(cache, entry, before.kept), 0.0, attention.UNSEEN)[:, None]
   x = constrain(weights.embedding[tokens].astype(config.dtype), 'rows')
   made = []
-  for layer, prompt, keys, values in zip(weights.layers, before, *cache):
+  for layer, prompt, keys, values in zip(weights.layers, before.prompt, *cache):
     q, k, v = _project(config, layer, x, turned)
     keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(*keys.shape[:-1], 1), entry, axis=-1)
     values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(*values.shape[:-2], 1, -1), entry, axis=-2)

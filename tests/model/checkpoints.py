@@ -55,7 +55,7 @@ def decoded(config, params, tokens, prompt, start=None, make_room: Callable | No
   make_room = make_room or (lambda cache, entry: decoder.grow(cache, slots - prompt))
   first, read = logits(config, params, tokens[:, :prompt], start)
   weights = prepare(config, params, slots)
-  before = decoder.parts(read, np.arange(prompt) >= start[:, None])
+  before = decoder.Before(decoder.parts(read, np.arange(prompt) >= start[:, None]))
   cache, pieces = decoder.init_cache(config, len(tokens)), [first]
   for entry, slot in enumerate(range(prompt, slots)):
     hidden, cache = feed(

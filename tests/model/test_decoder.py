@@ -34,7 +34,7 @@ def fed(config, params, tokens):
   cache, pieces = decoder.grow(decoder.init_cache(config, len(tokens)), SLOTS - PROMPT), []
   for entry, slot in enumerate(range(PROMPT, SLOTS)):
     hidden, cache = checkpoints.feed(
-        config, weights, tokens[:, slot], slot - START, before=prompt, cache=cache, entry=entry
+        config, weights, tokens[:, slot], slot - START, before=decoder.Before(prompt), cache=cache, entry=entry
     )
     pieces.append(hidden)
   return jnp.stack(pieces, axis=1), prompt, cache
@@ -64,7 +64,8 @@ def test_what_is_hidden_is_not_seen(since):
   weights = checkpoints.prepare(config, params, SLOTS)
   other = (tokens[np.arange(3), since] + 1) % config.vocab_size
   found, _ = checkpoints.feed(
-      config, weights, other, since - START, before=decoder.hide(prompt, since), cache=cache, entry=0, kept=kept,
+      config, weights, other, since - START, before=decoder.Before(decoder.hide(prompt, since), kept), cache=cache,
+      entry=0,
   )
   tokens[np.arange(3), since] = other
   expected, _ = checkpoints.apply(config, params, tokens, START)
@@ -80,7 +81,7 @@ def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16():
   chex.assert_type([weights.final_norm, *weights.rotations, *weights.layers[0].norms.values()], jnp.float32)
 
   def feed(weights):
-    return decoder.feed(config, weights, tokens[:, 0], START, before=prompt, cache=cache, entry=0)
+    return decoder.feed(config, weights, tokens[:, 0], START, before=decoder.Before(prompt), cache=cache, entry=0)
 
   program = str(jax.make_jaxpr(feed)(weights))
   for operation in ('exp', 'rsqrt', 'reduce_max'):
@@ -100,21 +101,21 @@ def test_the_cache_is_written_in_place(dtype):
   params, tokens = make_params(config), np.zeros(rows, np.int32)
   weights = checkpoints.prepare(config, params, entries)
   _, read = checkpoints.apply(config, params, np.zeros((1, PROMPT), np.int32), np.zeros(1, np.int32))
-  prompt = decoder.parts(read, np.ones((1, PROMPT), bool))
+  before = decoder.Before(decoder.parts(read, np.ones((1, PROMPT), bool)))
 
   @jax.jit
-  def loop(weights, prompt, cache):
+  def loop(weights, before, cache):
     def step(carry):
       entry, x, cache = carry
       hidden, cache = decoder.feed(
-          config, weights, tokens, tokens + entry, before=prompt, cache=cache, entry=entry
+          config, weights, tokens, tokens + entry, before=before, cache=cache, entry=entry
       )
       return entry + 1, x + hidden.astype(jnp.float32), cache
 
     start = jnp.int32(0), jnp.zeros((rows, config.hidden_size)), decoder.grow(cache, entries)
     return jax.lax.while_loop(lambda carry: carry[0] < entries, step, start)
 
-  text = loop.lower(weights, prompt, decoder.init_cache(config, rows)).compile().as_text()
+  text = loop.lower(weights, before, decoder.init_cache(config, rows)).compile().as_text()
   [body] = re.findall(r' while\(.*body=%?([\w.-]+)', text)
   lines = text.partition(f'\n%{body} (')[2].partition('\n}')[0].splitlines()
   size = rows * 2 * config.head_dim * entries
