@@ -145,13 +145,11 @@ def to_the_end(cache: Cache, kept: jax.Array, entries: int) -> Cache:
   What is fed next goes to the front. Rows that have kept much have little left to write: the two never meet.
   """
 
-  def move(x, axis):
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, entries - x.shape[axis])
-    turn = jax.vmap(lambda row, kept: jnp.roll(row, -kept, axis))
-    return turn(jnp.pad(x, widths), kept)
+  def turn(x, axis):
+    return jax.vmap(lambda row, kept: jnp.roll(row, -kept, axis))(x, kept)
 
-  return Cache(tuple(move(x, -1) for x in cache.keys), tuple(move(x, -2) for x in cache.values))
+  cache = grow(cache, entries)
+  return Cache(tuple(turn(x, -1) for x in cache.keys), tuple(turn(x, -2) for x in cache.values))
 
 
 def hide(parts: tuple[Part, ...], since: jax.Array) -> tuple[Part, ...]:
@@ -190,10 +188,11 @@ def feed(
 
 def _seen(cache: Cache, entry: jax.Array, kept: jax.Array | None) -> jax.Array:
   """bool[rows of the cache, E], or bool[1, E] where it is the same in all."""
-  at, entries = jnp.arange(cache.keys[0].shape[-1])[None], cache.keys[0].shape[-1]
+  rows, *_, entries = cache.keys[0].shape
+  at = jnp.arange(entries)[None]
   if kept is None:
     return at <= entry
-  kept = jnp.repeat(kept, len(cache.keys[0]) // len(kept))
+  kept = jnp.repeat(kept, rows // len(kept))
   return (at <= entry) | (at >= entries - kept[:, None])
 
 

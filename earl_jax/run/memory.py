@@ -169,8 +169,8 @@ def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any
   # Rows that are rewritten have a copy of their prompt's keys and values, and a cache, beside those of all rows; for a
   # moment about half of it again, while what they keep is moved.
   again = config.chunk // parts if experiment.config.algorithm.counterfactual else 0
-  kept = int((0.5 + copies) * config.response_length)
-  rewriting = prompt + cache + cache_bytes(experiment, mesh, again * (length + kept))
+  room = int((0.5 + copies) * config.response_length)
+  rewriting = prompt + cache + cache_bytes(experiment, mesh, again * (length + room))
   rewriting += 3 * 4 * again * model.vocab_size // tensor
   return int(on_device(mesh, params) + own + 2 * size_of(trajectory) // parts + max(reading, choosing, rewriting))
 
