@@ -1,4 +1,4 @@
-"""The environments in Python that `transformers.generate` is timed with, against those of this package."""
+"""What `transformers.generate` and TRL are timed with: environments in Python, and GRPO steps of full rows."""
 
 import functools
 import itertools
@@ -10,8 +10,9 @@ import pytest
 from earl_jax.environments.compare import Compare
 from earl_jax.environments.swap import Swap
 from earl_jax.model import tokenizer as tokenizer_lib
-from earl_jax.run.preparation import EMBEDDED
+from earl_jax.run.preparation import EMBEDDED, set_up
 from tests import benchmark
+from tests.run import tiny
 
 VALUES = (49, 930, 49)
 
@@ -63,3 +64,29 @@ def test_the_second_item_is_another(episode, encode):
     assert legal == [token]
     legal = playing.send(token)
   assert sorted(legal) == sorted([*encode(' A'), *encode(' C')])
+
+
+@pytest.fixture(scope='module')
+def stepping(tmp_path_factory):
+  """(experiment, params): 16 rows, of which every one is learned from, whatever it earned."""
+  return set_up(tiny.parsed(tiny.write_model(tmp_path_factory.mktemp('model')), **{
+      'algorithm.counterfactual': False, 'algorithm.skip_zero': False, 'algorithm.mini_batches': 1,
+  }))
+
+
+def test_steps_are_of_rows_that_nothing_ends(stepping, monkeypatch):
+  against, batches = benchmark.load('against'), []
+  collect = against.collect
+  monkeypatch.setattr(against, 'collect', lambda *arguments: batches.append(collect(*arguments)) or batches[-1])
+  assert len(against.of_steps(*stepping, repeats=2)) == 2 and len(batches) == 3
+  for batch in batches:
+    ends = np.asarray(batch.trajectory.end)
+    assert not batch.trajectory.finished.any() and ends.min() > stepping[0].slots - stepping[0].interface.width
+  assert np.any(batches[0].trajectory.tokens != batches[1].trajectory.tokens)
+
+
+@pytest.mark.slow
+def test_steps_of_trl(stepping):
+  pytest.importorskip('trl')
+  seconds = benchmark.load('against').of_trl(stepping[0], repeats=2)
+  assert len(seconds) == 2 and min(seconds) > 0
