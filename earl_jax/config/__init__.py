@@ -165,7 +165,7 @@ class Config:
     dtype: of the computation. What is trained is float32, and so is the optimizer's state.
     remat: what the backward pass computes again instead of keeping it: 'none', 'dots' (all but matrix products) or
       'full' (every layer). Each needs less memory than the one before, and more time.
-    attention: 'xla', 'cudnn' (on CUDA GPUs, in bfloat16), or 'auto': the fastest that works here.
+    attention: 'xla', 'cudnn' (on CUDA GPUs), 'splash' (on TPUs), these two in bfloat16, or 'auto': the one for here.
     interface: 'expanded' (EARL), or 'tagged': the same environments are called by text in tags.
     instructions: prompts tell how the environments are called, for models that follow instructions.
     worked_examples: solved problems of its task that go before a problem, called and written as the interface has it,
@@ -191,7 +191,7 @@ class Config:
   model: Annotated[str, paths.model_path] = 'embedded'
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'dots', 'full'] = 'none'
-  attention: Literal['auto', 'xla', 'cudnn'] = 'auto'
+  attention: Literal['auto', 'xla', 'cudnn', 'splash'] = 'auto'
   interface: Literal['expanded', 'tagged'] = 'expanded'
   instructions: bool = False
   worked_examples: Annotated[int, Range(0, 100)] = 0

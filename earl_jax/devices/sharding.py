@@ -160,13 +160,18 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
   An axis that the mesh does not divide stays whole.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if jax.sharding.get_abstract_mesh().empty:
     return x
+  return jax.lax.with_sharding_constraint(x, fitting(x.shape, *axes))
+
+
+def fitting(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
+  """How the mesh of `jax.set_mesh` shares out the first axes of an array, named as logical ones, where it divides them.
+  """
+  sizes = jax.sharding.get_abstract_mesh().shape
   rules = [RULES.get(name) for name in axes]
-  parts = [math.prod(mesh.shape[a] for a in ((rule,) if isinstance(rule, str) else rule or ())) for rule in rules]
-  spec = [rule if size % n == 0 else None for rule, n, size in zip(rules, parts, x.shape)]
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+  parts = [math.prod(sizes[a] for a in ((rule,) if isinstance(rule, str) else rule or ())) for rule in rules]
+  return PartitionSpec(*(rule if size % n == 0 else None for rule, n, size in zip(rules, parts, shape)))
 
 
 def tensor_shards() -> int:

@@ -9,22 +9,36 @@ from typing import NamedTuple
 
 from absl import logging
 import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 import jax.extend
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from earl_jax.devices.sharding import fitting, tensor_shards
 
 UNSEEN = -1e30  # added to the score of a key that is not to be seen
+NEEDS = {
+    'cudnn': 'a CUDA GPU, bfloat16 and a head width that is a multiple of 8, at most 128',
+    'splash': 'a TPU, bfloat16 and a head width that is a multiple of 64',
+}
+BLOCK = 1024  # queries, and keys, that `splash` has on the chip at a time, at most
 
 
 def kernel(asked: str, dtype: str, head_dim: int) -> str:
-  """'cudnn' or 'xla': what attends, where 'auto' is the best there is, and 'cudnn' what has to be if it can."""
-  able = dtype == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128 and jax.default_backend() == 'gpu'
-  able = able and 'cuda' in jax.extend.backend.get_backend().platform_version.lower()
-  if asked == 'cudnn' and not able:
-    logging.warning(
-        'config.attention=cudnn: needs a CUDA GPU, bfloat16 and a head width that is a multiple of 8, at most 128; '
-        'using xla'
-    )
-  return 'cudnn' if able and asked != 'xla' else 'xla'
+  """'cudnn', 'splash' or 'xla': what attends, where 'auto' is the best there is; 'xla' where what is asked for cannot.
+
+  The first two never have all scores in memory: `cudnn` is for GPUs, `splash` for TPUs.
+  """
+  able, backend = 'xla', jax.default_backend()
+  if dtype == 'bfloat16' and backend == 'gpu' and head_dim % 8 == 0 and head_dim <= 128:
+    able = 'cudnn' if 'cuda' in jax.extend.backend.get_backend().platform_version.lower() else 'xla'
+  if dtype == 'bfloat16' and backend == 'tpu' and head_dim % 64 == 0:
+    able = 'splash'
+  if asked in NEEDS and asked != able:
+    logging.warning(f'config.attention={asked}: needs {NEEDS[asked]}; using xla')
+    return 'xla'
+  return able if asked == 'auto' else asked
 
 
 class Part(NamedTuple):
@@ -129,7 +143,7 @@ def whole(seen: Sequence[jax.Array], b: int, s: int) -> jax.Array:
   return jnp.concatenate([jnp.broadcast_to(x, (b, s, x.shape[-1])) for x in rows], axis=-1)
 
 
-def flash(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
+def cudnn(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
   """`attend` by cuDNN: queries [B, S, N, H] to keys and values [B, T, K, H], seen where bool[B, S, T]."""
   s, t = q.shape[1], keys.shape[1]
   # Where there is a mask and a gradient, it takes even lengths alone.
@@ -137,3 +151,50 @@ def flash(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> 
   seen = jnp.pad(seen, [(0, 0), (0, s % 2), (0, t % 2)])
   return jax.nn.dot_product_attention(q, keys, values, mask=seen[:, None], implementation='cudnn')[:, :s]
 
+
+def splash(q: jax.Array, keys: jax.Array, values: jax.Array, present: jax.Array) -> jax.Array:
+  """`attend` by JAX's Splash kernel for TPUs, of which every device works on its own rows and heads.
+
+  Args:
+    q: dtype[B, S, N, H], the queries of the last S of T tokens.
+    keys, values: dtype[B, T, K, H].
+    present: bool[B, T]: a query sees the keys of tokens that are present and do not come after it.
+  """
+  s, t, (query_heads, width) = q.shape[1], keys.shape[1], q.shape[2:]
+  if keys.shape[2] % tensor_shards():  # heads of keys are not shared out: those of queries are
+    keys, values = (jnp.repeat(x, query_heads // x.shape[2], axis=2) for x in (keys, values))
+  q_block, q = _blocks(q * width**-0.5)
+  (block, keys), (_, values) = _blocks(keys), _blocks(values)
+  present = jnp.pad(present, [(0, 0), (0, keys.shape[1] - t)]).astype(jnp.int32)
+  attend_row = splash_lib.make_splash_mqa(
+      splash_mask.MultiHeadMask(
+          [splash_mask.CausalMask((q.shape[1], keys.shape[1]), offset=t - s)] * (query_heads // keys.shape[2])
+      ),
+      block_sizes=splash_lib.BlockSizes(
+          block_q=q_block, block_kv=block, block_kv_compute=block, block_q_dq=q_block, block_kv_dq=block,
+          block_q_dkv=q_block, block_kv_dkv=block, block_kv_dkv_compute=block,
+      ),
+      head_shards=1, q_seq_shards=1, interpret=jax.default_backend() != 'tpu',
+  )
+
+  def own(q, keys, values, present):
+    heads = keys.shape[2]
+    q = q.reshape(*q.shape[:2], heads, -1, width).transpose(0, 2, 3, 1, 4)
+    segments = splash_lib.SegmentIds(jnp.ones((len(q), q.shape[3]), jnp.int32), present)
+    of_heads = jax.vmap(attend_row, in_axes=(0, 0, 0, None))  # the queries of a key head
+    y = jax.vmap(of_heads)(q, keys.swapaxes(1, 2), values.swapaxes(1, 2), segments)
+    return y.transpose(0, 3, 1, 2, 4).reshape(len(y), y.shape[3], -1, width)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if any(size > 1 for size in mesh.shape.values()):
+    whole = fitting(keys.shape, 'rows', None, 'kv_heads')
+    spec = PartitionSpec(*whole)
+    own = jax.shard_map(own, in_specs=(spec, spec, spec, PartitionSpec(whole[0])), out_specs=spec, check_vma=False)
+  return own(q, keys, values, present)[:, :s]
+
+
+def _blocks(x: jax.Array) -> tuple[int, jax.Array]:
+  """How many of x […, tokens, …] the kernel takes at a time, and x padded to a multiple of that, along axis 1."""
+  size = x.shape[1]
+  block = min(-(-size // 128) * 128, BLOCK)
+  return block, jnp.pad(x, [(0, 0), (0, -size % block), (0, 0), (0, 0)])

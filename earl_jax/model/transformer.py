@@ -48,7 +48,7 @@ class ModelConfig:
     dtype: of the computation; parameters are float32.
     remat: what the backward pass finds stored: 'none' = everything; 'dots' = outputs of matrix products with
       parameters; 'full' = inputs of a layer, and its queries, keys and values. The rest it computes again.
-    attention: 'xla' or 'cudnn', what computes it: see `attention.kernel`.
+    attention: 'xla', 'cudnn' or 'splash', what computes it: see `attention.kernel`.
     adapter_scale: what adapters add is multiplied by it; see `lora`.
   """
 
@@ -184,13 +184,13 @@ def _project(block: Block, x, adapters, rotation: Rotation):
 def _attend(block: Block, x, qkv, adapters, context: tuple[KeysValues | None, Any]):
   """x [B, S, D] after attention of q [B, S, N, H] to prompt and k, v [B, S, K, H], and after the feed-forward part."""
   c, (q, k, v), (prompt, seen) = block.config, qkv, context
-  if c.attention == 'cudnn':
-    if prompt is not None:
-      k, v = (jnp.concatenate([jnp.repeat(a, len(x) // len(a), axis=0), b], axis=1) for a, b in zip(prompt, (k, v)))
-    y = attention.flash(q, k, v, seen)
-  else:
+  if c.attention == 'xla':
     own = attention.part(k, v, seen[-1])
     y = attention.attend(q, [own] if prompt is None else [attention.part(*prompt, seen[0]), own])
+  else:
+    if prompt is not None:
+      k, v = (jnp.concatenate([jnp.repeat(a, len(x) // len(a), axis=0), b], axis=1) for a, b in zip(prompt, (k, v)))
+    y = (attention.cudnn if c.attention == 'cudnn' else attention.splash)(q, k, v, seen)
   x = x + block.dense(y, c.hidden_size, 'o', adapters, inputs=2, use_bias='o' in c.attention_bias)
 
   y = RMSNorm(c.rms_norm_eps, name='mlp_norm')(x)
@@ -229,6 +229,8 @@ class Transformer(nn.Module):
       seen = jnp.arange(first) >= shared[:, None, None], causal[None]
     if c.attention == 'cudnn':
       seen = attention.whole(seen, *tokens.shape)
+    if c.attention == 'splash':
+      seen = jnp.arange(first + tokens.shape[1]) >= start[:, None]
     turned = rotation(c, jnp.maximum(first + slots - start[:, None], 0))
 
     table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)

@@ -147,9 +147,14 @@ def test_gradients_are_those_of_a_softmax():
     assert np.abs(b).max() > 0.1
 
 
-@pytest.mark.parametrize('prompt, response, shared', [(0, 5, 1), (3, 4, 2), (4, 5, 3)])
-def test_what_cudnn_is_given_is_the_same_attention(monkeypatch, prompt, response, shared):
-  """Behind the same call XLA stands in for it; odd lengths are padded, and gradients flow as they do without it."""
+@pytest.mark.parametrize('kernel, prompt, response, shared', [
+    ('cudnn', 0, 5, 1), ('cudnn', 3, 4, 2), ('cudnn', 4, 5, 3), ('splash', 0, 5, 1), ('splash', 3, 4, 2),
+])
+def test_what_a_kernel_is_given_is_the_same_attention(monkeypatch, kernel, prompt, response, shared):
+  """XLA stands in for cuDNN behind its call, and Splash is interpreted; gradients flow as they do without them.
+
+  What is before a row's first token may be anything, but has no gradient.
+  """
   monkeypatch.setattr(
       jax.nn, 'dot_product_attention', lambda *args, implementation, call=jax.nn.dot_product_attention, **kwargs:
       call(*args, implementation='xla', **kwargs)
@@ -163,18 +168,46 @@ def test_what_cudnn_is_given_is_the_same_attention(monkeypatch, prompt, response
     changed, read = dataclasses.replace(config, attention=attention), None
     if prompt:
       _, read = transformer.apply(changed, params, tokens[::shared, :prompt], start[::shared])
-    return transformer.apply(changed, params, tokens[:, prompt:], start, read)[0]
+    read = transformer.apply(changed, params, tokens[:, prompt:], start, read)[0]
+    return jnp.where((np.arange(prompt, prompt + response) >= start[:, None])[..., None], read, 0.0)
 
   expected, found = ((hidden(params, kind), jax.grad(lambda p, kind=kind: jnp.sum(hidden(p, kind) ** 3))(params))
-                     for kind in ('xla', 'cudnn'))
+                     for kind in ('xla', kernel))
   chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('asked, dtype, width, told', [
-    ('auto', 'bfloat16', 64, 0), ('xla', 'bfloat16', 64, 0), ('cudnn', 'bfloat16', 64, 1), ('cudnn', 'float32', 20, 1),
+def test_splash_takes_long_texts_in_blocks(monkeypatch):
+  """Of queries and of keys there are several blocks, the last not full."""
+  monkeypatch.setattr(attention, 'BLOCK', 128)
+  rng = np.random.default_rng(0)
+  q, (keys, values) = rng.normal(size=(2, 150, 4, 8)), rng.normal(size=(2, 2, 260, 2, 8))
+  q, keys, values = (x.astype(np.float32) for x in (q, keys, values))
+  present = np.arange(260) >= np.array([[0], [70]])
+  seen = present[:, None] & (np.arange(260) <= np.arange(110, 260)[:, None])
+  weight = rng.normal(size=q.shape).astype(np.float32)
+
+  def gradient(f):
+    return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(weight * f(*args)), (0, 1, 2)))(q, keys, values)
+
+  found = gradient(lambda *args: attention.splash(*args, present))
+  chex.assert_trees_all_close(
+      found, gradient(lambda q, *kv: attend(q, [(*kv, seen)])), atol=1e-4, rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('backend, asked, dtype, width, expected, told', [
+    ('cpu', 'auto', 'bfloat16', 64, 'xla', 0), ('cpu', 'xla', 'bfloat16', 64, 'xla', 0),
+    ('cpu', 'cudnn', 'bfloat16', 64, 'xla', 1), ('cpu', 'cudnn', 'float32', 20, 'xla', 1),
+    ('cpu', 'splash', 'bfloat16', 64, 'xla', 1), ('tpu', 'auto', 'bfloat16', 64, 'splash', 0),
+    ('tpu', 'auto', 'bfloat16', 80, 'xla', 0), ('tpu', 'auto', 'float32', 64, 'xla', 0),
+    ('tpu', 'xla', 'bfloat16', 64, 'xla', 0), ('tpu', 'cudnn', 'bfloat16', 64, 'xla', 1),
+    ('tpu', 'splash', 'float32', 64, 'xla', 1),
 ])
-def test_a_kernel_that_cannot_be_is_replaced_and_that_is_said(monkeypatch, asked, dtype, width, told):
+def test_a_kernel_that_cannot_be_is_replaced_and_that_is_said(
+    monkeypatch, backend, asked, dtype, width, expected, told
+):
   lines = []
   monkeypatch.setattr(attention.logging, 'warning', lines.append)
-  assert attention.kernel(asked, dtype, width) == 'xla'  # there is no GPU here
-  assert len(lines) == told and all('config.attention=cudnn' in line for line in lines)
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  assert attention.kernel(asked, dtype, width) == expected
+  assert len(lines) == told and all(f'config.attention={asked}' in line for line in lines)

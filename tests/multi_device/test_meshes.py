@@ -15,7 +15,7 @@ MESHES = ('8x1x1', '2x2x2', '1x4x2')
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-  """Mesh -> (arrays, facts), from one process of eight devices."""
+  """Mesh, or 'splash' -> (arrays, facts), from one process of eight devices."""
   folder = tmp_path_factory.mktemp('meshes')
   environment = os.environ | {'XLA_FLAGS': tiny.flags(8), 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.run(
@@ -25,7 +25,7 @@ def results(tmp_path_factory):
   assert process.returncode == 0, process.stderr[-3000:]
   return {
       name: (dict(np.load(folder / f'{name}.npz')), json.loads((folder / f'{name}.json').read_text()))
-      for name in ('1x1x1', *MESHES)
+      for name in ('1x1x1', *MESHES, 'splash')
   }
 
 
@@ -90,3 +90,14 @@ def test_activations_are_shared_out_by_row(results, mesh):
 def test_an_update_leaves_the_state_where_it_was(results):
   """Or the next step would be compiled once more, and a resumed run would be another program."""
   assert {mesh: results[mesh][1]['moved'] for mesh in MESHES} == {mesh: [] for mesh in MESHES}
+
+
+@pytest.mark.parametrize('mesh, shard', [
+    ('2x2x2', [1, 3, 2, 8]), ('2x1x4', [2, 3, 1, 8]), ('8x1x1', [4, 3, 4, 8]),  # rows that do not divide stay whole
+])
+def test_the_kernel_for_tpus_on_many_devices(results, mesh, shard):
+  """Of more devices than there are heads of keys, each has those that its queries need."""
+  arrays, shards = results['splash']
+  for name in ('y', *'qkv'):
+    np.testing.assert_allclose(arrays[f'{mesh}/{name}'], arrays[f'1x1x1/{name}'], atol=1e-5, rtol=1e-5, err_msg=name)
+  assert shards[mesh] == shard and np.abs(arrays['1x1x1/k']).max() > 0.1

@@ -17,7 +17,7 @@ from earl_jax.config import MeshConfig
 from earl_jax.devices import sharding
 from earl_jax.learning import update
 from earl_jax.learning.batches import Batch, Split
-from earl_jax.model import transformer
+from earl_jax.model import attention, transformer
 from earl_jax.run.collect import collect
 from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
@@ -72,8 +72,31 @@ def run(mesh, folder):
   }))
 
 
+def splash(mesh):
+  """Attention by the kernel for TPUs, and its gradients: four heads, two of keys, rows and heads shared out."""
+  rng = np.random.default_rng(0)
+  q, (keys, values) = rng.normal(size=(4, 3, 4, 8)), rng.normal(size=(2, 4, 5, 2, 8))
+  q, keys, values = (x.astype(np.float32) for x in (q, keys, values))
+  present = np.arange(5) >= np.array([0, 1, 2, 0])[:, None]
+
+  def loss(*args):
+    y = attention.splash(*args, present)
+    return jnp.sum(y**3), y
+
+  with jax.set_mesh(mesh):
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, keys, values)
+  return {'y': y, **dict(zip('qkv', gradients))}, y.sharding.shard_shape(y.shape)
+
+
 if __name__ == '__main__':
   out = pathlib.Path(sys.argv[1])
   run(core.one_device(), out / '1x1x1')
   for label, shape in MESHES.items():
     run(sharding.make_mesh(MeshConfig(*shape)), out / label)
+  kernels = {}
+  for shape in [(1, 1, 1), (2, 2, 2), (2, 1, 4), (8, 1, 1)]:
+    devices = jax.devices()[: np.prod(shape)]
+    kernels['x'.join(map(str, shape))] = splash(sharding.make_mesh(MeshConfig(*shape), devices))
+  arrays = {f'{mesh}/{name}': x for mesh, (made, _) in kernels.items() for name, x in made.items()}
+  np.savez(out / 'splash.npz', **arrays)
+  (out / 'splash.json').write_text(json.dumps({mesh: shard for mesh, (_, shard) in kernels.items()}))
