@@ -97,6 +97,23 @@ def collectives(text: str) -> list[Collective]:
   return list(visit(entry, 1, False))
 
 
+def cycles(text: str, loop: str) -> list[int]:
+  """What the compiler for TPUs takes one turn to take of each loop of this name; kernels written by hand not counted.
+
+  Args:
+    loop: its `op_name`.
+  """
+  named, sums, name = [], {}, None
+  for line in text.splitlines():
+    if match := _COMPUTATION.match(line):
+      name = match[2]
+    elif match := re.search(r'"estimated_cycles":"(\d+)"', line):
+      sums[name] = sums.get(name, 0) + int(match[1])
+    if match := re.search(rf' while\(.* body=%?([\w.-]+).*op_name="{re.escape(loop)}"', line):
+      named.append(match[1])
+  return [sums[body] for body in named]
+
+
 def total(found: list[Collective]) -> int:
   """Bytes."""
   return sum(collective.bytes for collective in found)

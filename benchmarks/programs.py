@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from earl_jax.acting import policy, rollout
-from earl_jax.config import AlgorithmConfig, Config, RolloutConfig, Stage
+from earl_jax.config import AlgorithmConfig, Config, MeshConfig, RolloutConfig, Stage
 from earl_jax.devices import sharding
 from earl_jax.learning import update
 from earl_jax.learning.batches import abstract_batch, Split, split_rows
@@ -78,33 +78,43 @@ def split(experiment: Experiment) -> Split:
 
 
 def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
-  """'rollout' and 'update', from shapes alone."""
+  """'rollout' and 'update', from shapes alone: the devices of the mesh need not be there."""
   config, step = experiment.config.rollout, advance(experiment)
   params, state = abstract_policy(experiment), abstract_state(experiment)
   _, frozen = policy.split(params)
-  prompts = draw(experiment, stage=0, step=0).prompts
-  batch = abstract_batch(abstract_rollout(experiment), sharding=experiment.rows)
-  rows = jax.device_put(np.arange(len(batch.advantages), dtype=np.int32), experiment.rows)
+  batch = abstract_batch(abstract_rollout(here(experiment)), sharding=experiment.rows)
   decoding = experiment.decoding(config.group)
   play = rollout.remembered_rollout if experiment.config.algorithm.counterfactual else rollout.rollout
   with jax.set_mesh(experiment.mesh):
     return {
-        'rollout': play.lower(params, prompts, rows, jax.random.key(0), decoding=decoding),
+        'rollout': play.lower(params, *_rollout(experiment), decoding=decoding),
         'update': step.func.lower(state, batch, split(experiment), frozen, **step.keywords),
     }
 
 
 def lower_resume(experiment: Experiment) -> jax.stages.Lowered:
-  """The program that rewrites a chunk of rollouts, from shapes alone."""
+  """The program that rewrites a chunk of rollouts, likewise."""
   config, params = experiment.config.rollout, abstract_policy(experiment)
-  prompts = draw(experiment, stage=0, step=0).prompts
-  rows, chunk = (
-      jax.device_put(np.arange(count, dtype=np.int32), experiment.rows)
-      for count in (config.prompts * config.group, config.chunk)
-  )
-  fork = rollout.Fork(chunk, chunk, np.zeros(1, np.int32), np.int32(1), chunk >= 0)
+  prompts, rows, key = _rollout(experiment)
+  chunk = rows.update(shape=(config.chunk,))
+  fork = rollout.Fork(chunk, chunk, np.zeros(1, np.int32), np.int32(1), chunk.update(dtype=bool))
   play = functools.partial(rollout.remembered_rollout, decoding=experiment.decoding(config.group))
   with jax.set_mesh(experiment.mesh):
-    played = jax.eval_shape(play, params, prompts, rows, jax.random.key(0))
-    decoding = experiment.decoding()
-    return rollout.resume.lower(params, played, prompts, fork, jax.random.key(0), decoding=decoding)
+    played = jax.eval_shape(play, params, prompts, rows, key)
+    return rollout.resume.lower(params, played, prompts, fork, key, decoding=experiment.decoding())
+
+
+def _rollout(experiment: Experiment) -> tuple:
+  """Shapes of prompts, row ids and key."""
+  prompts = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=experiment.rows),
+      draw(here(experiment), stage=0, step=0).prompts,
+  )
+  config, key = experiment.config.rollout, jax.eval_shape(lambda: jax.random.key(0))
+  rows = jax.ShapeDtypeStruct((config.prompts * config.group,), np.int32, sharding=experiment.rows)
+  return prompts, rows, key.update(sharding=sharding.replicated(experiment.mesh))
+
+
+def here(experiment: Experiment) -> Experiment:
+  """The experiment on a device that is there."""
+  return dataclasses.replace(experiment, mesh=sharding.make_mesh(MeshConfig(), jax.devices()[:1]))

@@ -176,8 +176,12 @@ def time_rollout(experiment: Experiment, params: policy.Params, repeats: int) ->
   return tokens, seconds[1:]
 
 
-def build(values: flags.FlagValues) -> Experiment:
-  """Raises UserError where sizes do not fit each other or the mesh."""
+def build(values: flags.FlagValues, devices: list[jax.Device] | None = None) -> Experiment:
+  """What `define_shapes` describes, on these devices, by default all.
+
+  Raises:
+    UserError: sizes do not fit each other or the mesh.
+  """
   if values.size not in SIZES:
     raise UserError(f'--size={values.size}: choose one of {", ".join(SIZES)}')
   if len(values.mesh) != 3 or not all(size.lstrip('-').isdecimal() for size in values.mesh):
@@ -188,7 +192,8 @@ def build(values: flags.FlagValues) -> Experiment:
   model = dataclasses.replace(SIZES[values.size], dtype=values.dtype, remat=values.remat)
   rollout = RolloutConfig(values.prompts, values.group, values.prompt_length, values.response, chunk=rows)
   algorithm = AlgorithmConfig(mini_batches=1, micro_batch=values.micro_batch)
-  return programs.build(model, sharding.make_mesh(MeshConfig(*map(int, values.mesh))), rollout, algorithm)
+  mesh = sharding.make_mesh(MeshConfig(*map(int, values.mesh)), devices)
+  return programs.build(model, mesh, rollout, algorithm)
 
 
 def spread(seconds: list[float]) -> str:
@@ -209,17 +214,21 @@ def tell(facts: dict, out: str | None) -> None:
     pathlib.Path(out).write_text(text + '\n', 'utf-8')
 
 
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def define_shapes(values: flags.FlagValues) -> None:
   flags.DEFINE_string('size', None, f'Of the model: {", ".join(SIZES)}.', flag_values=values)
   flags.DEFINE_list('mesh', ['1', '-1', '1'], 'Devices along data, fsdp, tensor; -1 = the rest.', flag_values=values)
   for name, default, what in (
       ('prompts', 16, 'Problems per step.'), ('group', 8, 'Rollouts of each.'), ('prompt_length', 64, 'Slots of it.'),
       ('response', 512, 'Slots of it.'), ('micro_batch', 16, 'Rows per pass.'),
-      ('repeats', 5, 'Timed, after one that is not.'),
   ):
     flags.DEFINE_integer(name, default, what, 1, flag_values=values)
   flags.DEFINE_enum('dtype', 'bfloat16', ['float32', 'bfloat16'], 'Of the computation.', flag_values=values)
   flags.DEFINE_enum('remat', 'full', ['none', 'dots', 'full'], 'As config.remat.', flag_values=values)
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  define_shapes(values)
+  flags.DEFINE_integer('repeats', 5, 'Timed, after one that is not.', 1, flag_values=values)
   flags.DEFINE_string('out', None, 'File for the JSON, as well.', flag_values=values)
 
 

@@ -66,6 +66,11 @@ def size_of(tree: Any) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def in_dtype(tree: Any, dtype: str) -> Any:
+  """Shapes of a tree, cast."""
+  return jax.tree.map(lambda x: x.update(dtype=np.dtype(dtype)), tree)
+
+
 def on_device(mesh: Mesh | AbstractMesh, tree: Any) -> int:
   """Bytes on each device of a tree that is sharded as `sharding.tree_shardings` says."""
   shards = sharding.tree_shardings(mesh, tree)
@@ -157,7 +162,7 @@ def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any
   cache = cache_bytes(experiment, mesh, rows * config.response_length)
   whole = AbstractMesh((mesh.shape['data'], 1, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
   # The loop has weights of its own, layer by layer, made from those that were gathered.
-  own = on_device(whole, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params))
+  own = on_device(whole, in_dtype(params, model.dtype))
   own *= 1 + (mesh.shape['fsdp'] > 1)
   widest = max(model.intermediate_size, model.num_attention_heads * length)
   reading = prompt + 3 * 4 * prompts * length * widest // tensor
@@ -177,11 +182,18 @@ def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any
 
 def update_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any, trajectory: Any) -> int:
   """What the update takes on one device at its peak, parameters included, the optimizer's state not."""
-  weights, trained, parts = on_device(mesh, params), on_device(mesh, policy.split(params)[0]), sharding.row_shards(mesh)
+  trained, parts = policy.split(params)[0], sharding.row_shards(mesh)
   batch = size_of(trajectory) // parts + 2 * 4 * len(trajectory.end) * experiment.slots // parts
-  gradients = 3 * trained  # their sum, and, as the compiler has it, those of a micro-batch twice
-  micro_batch = experiment.config.algorithm.micro_batch // parts
-  return weights + batch + gradients + backward(experiment, params, trajectory, micro_batch, mesh.shape['tensor'])
+  gradients = 3 * on_device(mesh, trained)  # their sum, and, as the compiler has it, those of a micro-batch twice
+  micro_batch, dtype = experiment.config.algorithm.micro_batch // parts, experiment.model.dtype
+  # Layers in another dtype than their parameters, as they lie for the forward and for the backward pass.
+  layers = trained['model']['layers'] if 'model' in trained and dtype != 'float32' else ()
+  cast = 2 * on_device(mesh, in_dtype(layers, dtype))
+  # The head is gathered over fsdp, and so is its gradient; cast likewise.
+  head = transformer.output_embedding(params['model']) if mesh.shape['fsdp'] > 1 else ()
+  heads = 2 * (size_of(head) + size_of(in_dtype(head, dtype))) // mesh.shape['tensor']
+  rest = backward(experiment, params, trajectory, micro_batch, mesh.shape['tensor'])
+  return on_device(mesh, params) + batch + gradients + cast + heads + rest
 
 
 def flops(experiment: Experiment, params: Any) -> tuple[float, float]:
