@@ -29,6 +29,7 @@ import jax
 from jax.sharding import Mesh
 import programs
 
+from earl_jax.acting.policy import BLOCK
 from earl_jax.config import AlgorithmConfig, Config, MeshConfig, RolloutConfig, UserError
 from earl_jax.devices import sharding
 from earl_jax.model.transformer import ModelConfig
@@ -37,7 +38,7 @@ from earl_jax.run.experiment import Experiment
 
 ROWS = 2  # of a micro-batch, per device
 GROUP, MINI_BATCHES, MICRO_BATCHES = 2, 2, 4  # the last are of one mini-batch
-VOCABULARY = 8 * 601  # 601 is prime: nothing else has an axis of its multiples
+VOCABULARY = 8 * 19 * BLOCK  # 19 is prime: nothing else has an axis of its multiples
 # (program, in the loop of which only the run tells how often it runs) -> what to call it
 PARTS = {
     ('rollout', False): 'rollout', ('rollout', True): 'token', ('update', False): 'update',
@@ -85,7 +86,8 @@ def parameter_shapes(experiment: Experiment) -> set[tuple[int, ...]]:
   found = set()
   for leaf in jax.tree.leaves(programs.abstract_state(experiment).params):
     axes = [{whole, part} for whole, part in zip(leaf.shape, leaf.sharding.shard_shape(leaf.shape))]
-    for chosen in (axes, axes[1:]):
+    blocks = [{size // BLOCK for size in axes[0] if size % BLOCK == 0}, {BLOCK}, *axes[1:]]  # of the head
+    for chosen in (axes, axes[1:], blocks):
       found |= {plain(shape) for shape in itertools.product(*chosen)}
   return {shape for shape in found if len(shape) > 1}
 

@@ -58,7 +58,7 @@ class Policy(NamedTuple):
   def prepared(cls, params: policy.Params, decoding: Decoding) -> 'Policy':
     """From parameters that are `sharding.gathered`."""
     weights = decoder.prepare(decoding.model, params['model'], decoding.slots, params.get('adapters', {}))
-    return cls(weights, policy.heads(params))
+    return cls(weights, policy.heads(params, decoding.model.dtype))
 
 
 class Rows(NamedTuple):

@@ -14,7 +14,6 @@ from earl_jax.acting import policy
 from earl_jax.acting.masked import NEGATIVE
 from earl_jax.acting.scoring import Choices, previous_hidden, score, Scoring
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.devices.sharding import gathered
 
 __all__ = ['Options', 'options']
 
@@ -50,13 +49,13 @@ def options(
   scoring = dataclasses.replace(scoring, rows_per_prompt=1)
   length, space = scoring.prompt_length, scoring.space
   hidden = previous_hidden(params, trajectory, scoring)
-  heads = gathered(policy.heads(params), scoring.model.dtype)
+  heads = policy.heads(params, scoring.model.dtype)
   choices = Choices.of(trajectory, length)
 
   def look(slot):
     hidden, choices = slot
     d = choices.distribution(heads, hidden, scoring)
-    logits, tokens = jax.lax.top_k(d.vocabulary, min(TOKENS, space.vocab_size))
+    logits, tokens = jax.lax.top_k(d.vocabulary.reshape(len(hidden), -1), min(TOKENS, space.vocab_size))
     possible = jnp.where(choices.words[:, None], logits - d.log_normaliser[:, None], NEGATIVE)
     expanded = jnp.where(choices.legal, d.expanded - d.log_normaliser[:, None], NEGATIVE)
     return tokens, possible, expanded, policy.entropy(d)

@@ -2,7 +2,8 @@
 
 Sampling, training log-probabilities and CPO's position scores all come from `distribution`: there is no second mask.
 
-Axes: D hidden, V vocabulary (ids of the tokenizer), E expanded actions; `…` any leading axes.
+Axes: D hidden, V vocabulary (ids of the tokenizer), N blocks of `BLOCK` entries of it, the last of them filled up, E
+expanded actions; `…` any leading axes.
 """
 
 import functools
@@ -12,14 +13,17 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from earl_jax.acting.masked import NEGATIVE
 from earl_jax.action_space import ActionSpace
-from earl_jax.devices.sharding import constrain, tensor_shards
+from earl_jax.devices.sharding import constrain, gathered, tensor_shards
 from earl_jax.model import lora, transformer
 from earl_jax.model.products import over_rows, product
 
-BLOCK = 128  # entries of the vocabulary whose probabilities are added up first
+# Entries of the vocabulary whose probabilities are added up first. As an axis of its own, and that of a TPU's lanes, it
+# is never put in another order in memory.
+BLOCK = 128
 
 # {'model': decoder parameters, 'adapters': those of `lora`, if any, 'expanded_head': float32[E, D], absent where it is
 # tied or there are no actions}
@@ -56,10 +60,19 @@ def merged(params: Params, model: transformer.ModelConfig) -> Params:
   return rest | {'model': rest['model'] | {'layers': jax.vmap(merge)(rest['model']['layers'], params['adapters'])}}
 
 
-def heads(params: Params) -> Params:
-  """What `distribution` reads of the parameters."""
+def heads(params: Params, dtype: str) -> Params:
+  """What `distribution` reads of the parameters, for a loop: `sharding.gathered`, and the vocabulary in blocks."""
   rest = {key: x for key, x in params.items() if key != 'adapters'}
-  return rest | {'model': {'embedding': transformer.output_embedding(params['model'])}}
+  rest = gathered(rest | {'model': {'embedding': transformer.output_embedding(params['model'])}}, dtype)
+  return rest | {'model': {'embedding': _in_blocks(rest['model']['embedding'])}}
+
+
+def _in_blocks(rows: jax.Array) -> jax.Array:
+  """[N, BLOCK, D]: rows of the vocabulary [V, D], if they are not that already. Devices share out whole blocks."""
+  if rows.ndim == 3:
+    return rows
+  rows = jnp.pad(rows, [(0, -len(rows) % (BLOCK * tensor_shards())), (0, 0)])
+  return constrain(rows.reshape(-1, BLOCK, rows.shape[1]), 'vocab')
 
 
 class Distribution(NamedTuple):
@@ -69,7 +82,8 @@ class Distribution(NamedTuple):
   side by side, or asks one device for all of it.
 
   Attributes:
-    vocabulary: float32[…, rows of the embedding], logits; `NEGATIVE` in the padding rows beyond V.
+    vocabulary: float32[…, N, BLOCK], logits; `NEGATIVE` in the padding rows beyond V.
+    blocks: float32[…, N], the probability of each block among V.
     expanded: float32[…, E], logits, unmasked.
     language: bool[…], all of V is legal.
     legal: bool[…, E], expanded actions that are.
@@ -78,6 +92,7 @@ class Distribution(NamedTuple):
   """
 
   vocabulary: jax.Array
+  blocks: jax.Array
   expanded: jax.Array
   language: jax.Array
   legal: jax.Array
@@ -90,30 +105,44 @@ def distribution(
 ) -> Distribution:
   """The policy's distribution, softmax(logits / temperature), from hidden states [..., D]."""
   embedding = transformer.output_embedding(params['model'])
-  head = params['expanded_head'] if 'expanded_head' in params else _token_rows(params['model'], space)
+  if 'expanded_head' in params:
+    head = params['expanded_head']
+  else:
+    head = embedding.reshape(-1, embedding.shape[-1])[space.init_tokens]
+  embedding = _in_blocks(embedding)
   vocabulary, expanded = (_logits(hidden, rows.astype(hidden.dtype)) / temperature for rows in (embedding, head))
-  if len(embedding) > space.vocab_size:
-    vocabulary = jnp.where(jnp.arange(len(embedding)) < space.vocab_size, vocabulary, NEGATIVE)
-  log_vocabulary = jax.nn.logsumexp(vocabulary, axis=-1)
+  places = jnp.arange(math.prod(vocabulary.shape[-2:])).reshape(vocabulary.shape[-2:])
+  if places.size > space.vocab_size:
+    vocabulary = jnp.where(places < space.vocab_size, vocabulary, NEGATIVE)
+  largest = jax.lax.stop_gradient(jnp.max(vocabulary, axis=(-2, -1)))
+  blocks = jnp.exp(vocabulary - largest[..., None, None]).sum(axis=-1)
+  total = blocks.sum(axis=-1)
+  log_vocabulary = largest + jnp.log(total)
   parts = [jnp.where(language, log_vocabulary, NEGATIVE)[..., None], jnp.where(legal, expanded, NEGATIVE)]
   log_normaliser = jax.nn.logsumexp(jnp.concatenate(parts, axis=-1), axis=-1)
   return Distribution(
-      vocabulary=vocabulary, expanded=expanded, language=language, legal=legal, log_vocabulary=log_vocabulary,
-      log_normaliser=log_normaliser,
+      vocabulary=vocabulary, blocks=blocks / total[..., None], expanded=expanded, language=language, legal=legal,
+      log_vocabulary=log_vocabulary, log_normaliser=log_normaliser,
   )
 
 
 @jax.custom_vjp
 def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
-  """float32[…, A] of hidden dtype[…, D] and rows dtype[A, D]. Gradients are products in dtype too, not in float32."""
-  return jnp.einsum('...d,ad->...a', hidden, rows, preferred_element_type=jnp.float32)
+  """float32[…, A] of hidden dtype[…, D] and rows dtype[A, D]; A may be several axes.
+
+  Gradients are products in dtype too, not in float32.
+  """
+  dimensions = ((hidden.ndim - 1,), (rows.ndim - 1,)), ((), ())
+  return jax.lax.dot_general(hidden, rows, dimensions, preferred_element_type=jnp.float32)
 
 
 def _logits_backward(kept, gradient):
   hidden, rows = kept
-  gradient = gradient.astype(hidden.dtype)
-  of_rows = over_rows(*(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (gradient, hidden)))
-  return product(gradient, rows), of_rows
+  gradient, size = gradient.astype(hidden.dtype), math.prod(hidden.shape[:-1])
+  of_rows = over_rows(
+      gradient.reshape(size, math.prod(rows.shape[:-1])), hidden.reshape(size, hidden.shape[-1])
+  ).reshape(rows.shape)
+  return product(gradient, rows, rows.ndim - 1), of_rows
 
 
 _logits.defvjp(lambda hidden, rows: (_logits(hidden, rows), (hidden, rows)), _logits_backward)
@@ -132,26 +161,27 @@ def sample(uniform: jax.Array, d: Distribution, vocab_size: int, greedy: bool = 
     greedy: takes the likeliest; static.
   """
   chex.assert_rank([uniform, d.language], 1)
-  vocabulary = jnp.where(d.language[:, None], d.vocabulary, NEGATIVE)
   # One more, that is never chosen: there may be no environment at all.
   expanded = jnp.pad(jnp.where(d.legal, d.expanded, NEGATIVE), [(0, 0), (0, 1)], constant_values=NEGATIVE)
   if greedy:
-    token = jnp.max(vocabulary, axis=-1) >= jnp.max(expanded, axis=-1)
-    place, other = jnp.argmax(vocabulary, axis=-1), jnp.argmax(expanded, axis=-1)
+    largest = jnp.max(d.vocabulary, axis=-1)
+    token = d.language & (jnp.max(largest, axis=-1) >= jnp.max(expanded, axis=-1))
+    block, other = jnp.argmax(largest, axis=-1), jnp.argmax(expanded, axis=-1)
+    within = jnp.argmax(_block(d.vocabulary, block), axis=-1)
   else:
-    # A device's part of the vocabulary stays its own.
-    vocabulary = vocabulary.reshape(len(uniform), tensor_shards(), -1)
-    vocabulary = jnp.pad(vocabulary, [(0, 0), (0, 0), (0, -vocabulary.shape[2] % BLOCK)], constant_values=NEGATIVE)
-    blocks = jnp.exp(vocabulary.reshape(len(uniform), -1, BLOCK) - d.log_normaliser[:, None, None])
     expanded = jnp.exp(expanded - d.log_normaliser[:, None])
-    sums = jnp.append(constrain(blocks.sum(axis=-1), 'rows'), expanded.sum(axis=-1)[:, None], axis=1)
+    words = jnp.where(d.language, jnp.exp(d.log_vocabulary - d.log_normaliser), 0.0)
+    sums = jnp.append(constrain(d.blocks * words[:, None], 'rows'), expanded.sum(axis=-1)[:, None], axis=1)
     chosen, rest = _fall(sums, uniform * sums.sum(axis=-1))
-    token, chosen = chosen < blocks.shape[1], jnp.minimum(chosen, blocks.shape[1] - 1)
-    within, _ = _fall(jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0], rest)
-    part, block = jnp.divmod(chosen, blocks.shape[1] // tensor_shards())
-    place = part * (d.vocabulary.shape[1] // tensor_shards()) + block * BLOCK + within
+    token, block = chosen < d.blocks.shape[1], jnp.minimum(chosen, d.blocks.shape[1] - 1)
+    within, _ = _fall(jnp.exp(_block(d.vocabulary, block) - d.log_normaliser[:, None]), rest)
     other, _ = _fall(expanded, rest)
-  return jnp.where(token, place, vocab_size + other).astype(jnp.int32)
+  return jnp.where(token, block * BLOCK + within, vocab_size + other).astype(jnp.int32)
+
+
+def _block(vocabulary: jax.Array, index: jax.Array) -> jax.Array:
+  """float32[…, BLOCK]: of […, N, BLOCK] the blocks int32[…]."""
+  return jnp.take_along_axis(vocabulary, index[..., None, None], axis=-2)[..., 0, :]
 
 
 def _fall(masses: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -168,25 +198,40 @@ def _fall(masses: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def pick(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:
   """float32[…]: logits of int32[…] actions."""
-  return jnp.where(actions < vocab_size, _at(d.vocabulary, actions), _at(d.expanded, actions - vocab_size))
+  expanded = _at(d.expanded[..., None, :], actions - vocab_size)
+  return jnp.where(actions < vocab_size, _at(d.vocabulary, actions), expanded)
 
 
 @jax.custom_vjp
 def _at(logits: jax.Array, index: jax.Array) -> jax.Array:
-  """float32[…]: the logits […, A] at int32[…]; 0 where the index is outside. Its gradient is a mask, not a scatter."""
-  size = logits.shape[-1]
+  """float32[…]: of logits in blocks, […, A, B], those at int32[…]; 0 where the index is outside.
+
+  Its gradient is a mask, not a scatter.
+  """
+  blocks, size = logits.shape[-2:]
   if not size:
     return jnp.zeros(index.shape)
-  found = jnp.take_along_axis(logits, jnp.clip(index, 0, size - 1)[..., None], axis=-1)[..., 0]
-  return jnp.where((index >= 0) & (index < size), found, 0.0)
+
+  def entry(logits, at):
+    return logits.at[jnp.divmod(at, size)].get(mode='promise_in_bounds')
+
+  for _ in index.shape:
+    entry = jax.vmap(entry)
+  found = entry(logits, jnp.clip(index, 0, blocks * size - 1))
+  return jnp.where((index >= 0) & (index < blocks * size), found, 0.0)
 
 
 def _at_backward(kept, gradient):
   places, index = kept
-  return jnp.where(places == index[..., None], gradient[..., None], 0.0), None
+  return jnp.where(places == index[..., None, None], gradient[..., None, None], 0.0), None
 
 
-_at.defvjp(lambda logits, index: (_at(logits, index), (jnp.arange(logits.shape[-1]), index)), _at_backward)
+_at.defvjp(
+    lambda logits, index: (
+        _at(logits, index), (jnp.arange(math.prod(logits.shape[-2:])).reshape(logits.shape[-2:]), index)
+    ),
+    _at_backward,
+)
 
 
 def log_prob(d: Distribution, vocab_size: int, actions: jax.Array) -> jax.Array:
@@ -213,6 +258,6 @@ def route_scores(space: ActionSpace, d: Distribution, possible: jax.Array) -> ja
     possible: bool[…, R], where the environment can be entered; elsewhere the score is `NEGATIVE`.
   """
   count = space.num_environments
-  words = d.vocabulary[..., space.descriptions[:count, 0]]
+  words = d.vocabulary[(..., *np.divmod(space.descriptions[:count, 0], BLOCK))]
   scores = jnp.maximum(words, d.expanded[..., :count]) - d.log_normaliser[..., None]
   return jnp.where(possible, scores, NEGATIVE)

@@ -16,7 +16,7 @@ from earl_jax.acting import policy
 from earl_jax.acting.prompts import read_prompts
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import ActionSpace
-from earl_jax.devices.sharding import gathered, on_own_rows
+from earl_jax.devices.sharding import on_own_rows
 from earl_jax.model import transformer
 
 LOGITS_BYTES = 2**30  # of logits that are in memory at a time, at most
@@ -119,7 +119,7 @@ def score_choices(params: policy.Params, hidden: jax.Array, choices: Choices, sc
   chex.assert_rank([hidden, *choices], [3, 2, 2, 3])
   chex.assert_equal_shape_prefix([hidden, *choices], 2)
   # What `distribution` reads of the parameters, gathered once, not once for every chunk.
-  heads = gathered(policy.heads(params), 'float32')
+  heads = policy.heads(params, 'float32')
 
   def score_rows(heads, hidden, choices):
     shape = hidden.shape[:2]

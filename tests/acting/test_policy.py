@@ -20,6 +20,14 @@ ITEMS = (ActionSpec(' A'), ActionSpec(' B'))
 WORDS = {' compare': 1, ' swap': 2, ' A': 3, ' B': 4, ' is': 5, ' even': 6}
 
 
+@pytest.fixture(autouse=True, scope='module')
+def small_blocks():
+  """Five entries to a block: V ends inside the third, and the fourth has padding alone."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(policy, 'BLOCK', 5)
+    yield
+
+
 def make_space():
   even = ActionSpec(' is even', init_token=1)
   compare = EnvironmentSpec('compare', ActionSpec(' compare'), ITEMS)
@@ -67,8 +75,11 @@ def test_against_numpy(hidden, mask):
   logits, expected = masked_distribution(hidden, language, legal)
   d, log_probs, entropy, scores = everything(hidden, language, legal)
   possible = np.isfinite(expected)
-  np.testing.assert_allclose(d.vocabulary[:V], logits[:V], atol=1e-4)
-  assert np.all(d.vocabulary[V:] == NEGATIVE)
+  vocabulary = d.vocabulary.reshape(-1)
+  np.testing.assert_allclose(vocabulary[:V], logits[:V], atol=1e-4)
+  assert np.all(vocabulary[V:] == NEGATIVE) and d.vocabulary.shape == (4, 5)
+  sums = [np.exp(np.logaddexp.reduce(logits[i : min(i + 5, V)]) - np.logaddexp.reduce(logits[:V])) for i in (0, 5, 10)]
+  np.testing.assert_allclose(d.blocks, [*sums, 0.0], atol=1e-4)
   np.testing.assert_allclose(d.expanded, logits[V:], atol=1e-4)
   np.testing.assert_allclose(log_probs[possible], expected[possible], atol=1e-4)
   np.testing.assert_allclose(d.log_vocabulary, np.logaddexp.reduce(logits[:V]), atol=1e-4)

@@ -70,7 +70,8 @@ def plain_total(params, hidden, choices, weights, temperature):
   rows = np.nonzero(choices.actions >= 0)
   actions, language, legal = (x[rows] for x in choices)
   d = policy.distribution(params, SPACE, hidden[rows], language, legal, temperature)
-  logits = jnp.concatenate([d.vocabulary[:, :V], d.expanded], axis=1)[np.arange(len(actions)), actions]
+  vocabulary = d.vocabulary.reshape(len(actions), -1)[:, :V]
+  logits = jnp.concatenate([vocabulary, d.expanded], axis=1)[np.arange(len(actions)), actions]
   token = jnp.where(actions < V, logits - d.log_vocabulary, 0.0)
   scores = logits - d.log_normaliser, token, policy.entropy(d)
   return sum(jnp.sum(w[rows] * x) for w, x in zip(weights, scores))

@@ -1,5 +1,6 @@
 """What devices send each other, as the compiled programs say: no whole vocabulary, and nothing that need not grow."""
 
+import itertools
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from earl_jax.acting import policy
 from tests.run import tiny
 
 MESHES = ('2x2x2', '1x4x2')  # data x fsdp x tensor
@@ -29,6 +31,11 @@ def compile_on(meshes, folder):
   return json.loads(out.read_text())
 
 
+def sizes(shape):
+  """Of its axes, and of blocks with their entries: the vocabulary is one axis, or two."""
+  return {*shape, *(a * b for a, b in itertools.pairwise(shape) if b == policy.BLOCK)}
+
+
 @pytest.fixture(scope='module')
 def shared_out(tmp_path_factory):
   return compile_on(MESHES, tmp_path_factory.mktemp('shared_out'))
@@ -38,7 +45,7 @@ def shared_out(tmp_path_factory):
 @pytest.mark.parametrize('mesh', MESHES)
 def test_no_collective_puts_the_vocabulary_together(shared_out, mesh, program):
   facts = shared_out[mesh]
-  axes = {size for shape in facts['collectives'][program] for size in shape}
+  axes = {size for shape in facts['collectives'][program] for size in sizes(shape)}
   assert facts['vocabulary'] // 2 in axes  # the embedding's half, gathered along fsdp: there is something to see
   assert [size for size in axes if size and size % facts['vocabulary'] == 0] == []
 
@@ -49,7 +56,7 @@ def test_no_array_has_the_vocabulary_for_every_slot(shared_out, mesh, program):
   """On a device: a half of the vocabulary for the hidden axis (the embedding) or for the decisions of a chunk."""
   facts = shared_out[mesh]
   part, rows = facts['vocabulary'] // 2, facts['micro_batch'] // 4
-  shapes = [shape for shape in facts['arrays'][program] if any(size and size % part == 0 for size in shape)]
+  shapes = [shape for shape in facts['arrays'][program] if any(size and size % part == 0 for size in sizes(shape))]
   besides = {math.prod(shape) // part for shape in shapes}
   assert facts['hidden'] in besides
   if program == 'update':
