@@ -89,6 +89,8 @@ def parameter_shapes(experiment: Experiment) -> set[tuple[int, ...]]:
     blocks = [{size // BLOCK for size in axes[0] if size % BLOCK == 0}, {BLOCK}, *axes[1:]]  # of the head
     for chosen in (axes, axes[1:], blocks):
       found |= {plain(shape) for shape in itertools.product(*chosen)}
+    for a, b, c in itertools.product(*axes[1:]) if len(axes) == 4 else ():  # heads and their width in one
+      found |= {plain((a * b, c)), plain((a, b * c))}
   return {shape for shape in found if len(shape) > 1}
 
 

@@ -139,9 +139,7 @@ def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
 def _logits_backward(kept, gradient):
   hidden, rows = kept
   gradient, size = gradient.astype(hidden.dtype), math.prod(hidden.shape[:-1])
-  of_rows = over_rows(
-      gradient.reshape(size, math.prod(rows.shape[:-1])), hidden.reshape(size, hidden.shape[-1])
-  ).reshape(rows.shape)
+  of_rows = over_rows(gradient.reshape(size, *rows.shape[:-1]), hidden.reshape(size, hidden.shape[-1]))
   return product(gradient, rows, rows.ndim - 1), of_rows
 
 

@@ -45,9 +45,19 @@ _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _backward)
 
 
 def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
-  """dtype[A, B]: the sum over rows of the outer products of those of dtype[rows, A] and of dtype[rows, B]."""
+  """dtype[A, B]: the sum over rows of the outer products of those of dtype[rows, A] and of dtype[rows, B].
+
+  A may be several axes.
+  """
+  if jax.default_backend() != 'cpu':
+    return _summed(x, y, (0, 0))
+  rows, *axes = x.shape
+  return _over_rows(x.reshape(rows, math.prod(axes)), y).reshape(*axes, y.shape[1])
+
+
+def _over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
   shared_out = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())  # and not to be gathered
-  if x.dtype != jnp.bfloat16 or jax.default_backend() != 'cpu' or shared_out:
+  if x.dtype != jnp.bfloat16 or shared_out:
     return _summed(x, y, (0, 0))
   # The narrower one is turned beforehand: no processor's units for bfloat16 sum along the first axis of both.
   if x.shape[1] < y.shape[1]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax.model.products import product
+from earl_jax.model.products import over_rows, product
 
 HALF_A_STEP = 2**-8  # relative: what rounding to bfloat16 costs at most
 
@@ -106,3 +106,15 @@ def test_the_compiler_gets_bfloat16_to_multiply(outputs):
   for first, second, *operands, result in found:
     assert (first, second) != ('0', '0') and result.endswith('xf32>')
     assert all(operand.endswith('xbf16>') for operand in operands)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_sums_over_rows_of_several_axes(monkeypatch, backend, dtype):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  rng = np.random.default_rng(0)
+  x, y = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((6, 2, 3), (6, 5)))
+  found = over_rows(x, y)
+  assert found.dtype == jnp.dtype(dtype) and found.shape == (2, 3, 5)
+  expected = np.einsum('rab,rc->abc', *(np.asarray(z, np.float64) for z in (x, y)))
+  np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=1e-2 if dtype == 'bfloat16' else 1e-5)
