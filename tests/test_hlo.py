@@ -64,3 +64,22 @@ def test_arrays_of_all_kinds_are_found(hlo):
   assert hlo.arrays('(f32[2,3]{1,0}, s32[], pred[7]) f8e4m3fn[5]{0} token[]') == [
       ('f32', (2, 3)), ('s32', ()), ('pred', (7,)), ('f8e4m3fn', (5,))
   ]
+
+
+def test_cycles_of_a_turn_of_each_loop_of_a_name(hlo):
+  text = """
+%body.1 (x: f32[2]) -> f32[2] {
+  %a = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"30"}
+  ROOT %b = f32[2]{0} add(%a, %a), backend_config={"estimated_cycles":"4"}
+}
+
+%other (x: f32[2]) -> f32[2] {
+  ROOT %c = f32[2]{0} add(%x, %x), backend_config={"estimated_cycles":"500"}
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %w = f32[2]{0} while(%x), condition=%test, body=%body.1, metadata={op_name="jit(f)/while"}
+  ROOT %v = f32[2]{0} while(%w), condition=%test, body=%other, metadata={op_name="jit(f)/while/body/while"}
+}
+"""
+  assert hlo.cycles(text, 'jit(f)/while') == [34]

@@ -185,11 +185,9 @@ def splash(q: jax.Array, keys: jax.Array, values: jax.Array, present: jax.Array)
     y = jax.vmap(of_heads)(q, keys.swapaxes(1, 2), values.swapaxes(1, 2), segments)
     return y.transpose(0, 3, 1, 2, 4).reshape(len(y), y.shape[3], -1, width)
 
-  mesh = jax.sharding.get_abstract_mesh()
-  if any(size > 1 for size in mesh.shape.values()):
-    whole = fitting(keys.shape, 'rows', None, 'kv_heads')
-    spec = PartitionSpec(*whole)
-    own = jax.shard_map(own, in_specs=(spec, spec, spec, PartitionSpec(whole[0])), out_specs=spec, check_vma=False)
+  if jax.sharding.get_abstract_mesh().size > 1:
+    spec = fitting(keys.shape, 'rows', None, 'kv_heads')
+    own = jax.shard_map(own, in_specs=(spec, spec, spec, PartitionSpec(spec[0])), out_specs=spec, check_vma=False)
   return own(q, keys, values, present)[:, :s]
 
 
