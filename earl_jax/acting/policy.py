@@ -19,7 +19,7 @@ from earl_jax.acting.masked import NEGATIVE
 from earl_jax.action_space import ActionSpace
 from earl_jax.devices.sharding import constrain, gathered, tensor_shards
 from earl_jax.model import lora, transformer
-from earl_jax.model.products import over_rows, product
+from earl_jax.model.products import over_rows, product, with_rows
 
 # Entries of the vocabulary whose probabilities are added up first. As an axis of its own, and that of a TPU's lanes, it
 # is never put in another order in memory.
@@ -132,8 +132,7 @@ def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
 
   Gradients are products in dtype too, not in float32.
   """
-  dimensions = ((hidden.ndim - 1,), (rows.ndim - 1,)), ((), ())
-  return jax.lax.dot_general(hidden, rows, dimensions, preferred_element_type=jnp.float32)
+  return with_rows(hidden, rows)
 
 
 def _logits_backward(kept, gradient):

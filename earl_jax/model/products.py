@@ -44,6 +44,17 @@ def _backward(kept, gradient):
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _backward)
 
 
+def with_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+  """float32[…, A]: the products of x dtype[…, inputs] with all of rows dtype[A, inputs].
+
+  A may be several axes. XLA for CPU puts what has several in another order first, in a loop at every turn.
+  """
+  flat = rows.reshape(-1, rows.shape[-1]) if jax.default_backend() == 'cpu' else rows
+  dimensions = ((x.ndim - 1,), (flat.ndim - 1,)), ((), ())
+  made = jax.lax.dot_general(x, flat, dimensions, preferred_element_type=jnp.float32)
+  return made.reshape(*x.shape[:-1], *rows.shape[:-1])
+
+
 def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
   """dtype[A, B]: the sum over rows of the outer products of those of dtype[rows, A] and of dtype[rows, B].
 

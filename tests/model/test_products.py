@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earl_jax.model.products import over_rows, product
+from earl_jax.model.products import over_rows, product, with_rows
 
 HALF_A_STEP = 2**-8  # relative: what rounding to bfloat16 costs at most
 
@@ -61,6 +61,28 @@ def test_nothing_to_multiply(sizes, dtype):
   x, kernel, gradient = (jnp.ones(shape, dtype) for shape in ((1, rows, inputs), (inputs, outputs), (1, rows, outputs)))
   found, pull = jax.vjp(product, x, kernel)
   chex.assert_trees_all_equal((found, pull(gradient)), jax.tree.map(jnp.zeros_like, (gradient, (x, kernel))))
+
+
+@hypothesis.given(
+    ahead=st.lists(st.integers(1, 4), max_size=2), rows=st.lists(st.integers(0, 5), min_size=1, max_size=2),
+    seed=st.integers(0, 99),
+)
+@hypothesis.settings(deadline=None, max_examples=20)
+def test_products_with_rows_are_those_of_numpy_in_float32(ahead, rows, seed):
+  x, kernel = arrays(seed, (*ahead, 3), (*rows, 3))
+  found = with_rows(x, kernel)
+  assert found.dtype == jnp.float32
+  expected = np.tensordot(np.float64(x), np.float64(kernel), (-1, -1))
+  chex.assert_trees_all_close(np.float64(found), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_rows_are_multiplied_as_they_lie(dtype):
+  """A vocabulary in blocks is neither copied nor turned over."""
+  x, rows = (a.astype(dtype) for a in arrays(0, (8, 64), (6, 128, 64)))
+  text = jax.jit(with_rows).lower(x, rows).compile().as_text()
+  assert 'f32[8,768]' in text and ' copy(' not in text and ' transpose(' not in text
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
