@@ -93,11 +93,10 @@ def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
 
 
 def lower_resume(experiment: Experiment) -> jax.stages.Lowered:
-  """The program that rewrites a chunk of rollouts, likewise."""
+  """The program that rewrites rollouts, likewise."""
   config, params = experiment.config.rollout, abstract_policy(experiment)
   prompts, rows, key = _rollout(experiment)
-  chunk = rows.update(shape=(config.chunk,))
-  fork = rollout.Fork(chunk, chunk, np.zeros(1, np.int32), np.int32(1), chunk.update(dtype=bool))
+  fork = rollout.Fork(rows.update(dtype=bool), rows, np.zeros(1, np.int32), np.int32(1))
   play = functools.partial(rollout.remembered_rollout, decoding=experiment.decoding(config.group))
   with jax.set_mesh(experiment.mesh):
     played = jax.eval_shape(play, params, prompts, rows, key)

@@ -4,6 +4,7 @@ Every pass writes one token in each active row. A row with text pending writes i
 decision, and what the decision writes (its description, then the observation) becomes pending.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class Decoding:
       down to batches of this size; None = never. A few long episodes then cost little; results do not change.
     segments: in how many stages the cache grows to its full length. Every pass reads the whole cache, so more stages
       read less; each compiles the loop once more.
+    lanes: how many episodes `resume` decodes at a time, at most; where some end others begin.
   """
 
   model: transformer.ModelConfig
@@ -46,6 +48,7 @@ class Decoding:
   temperature: float = 1.0
   min_rows: int | None = None
   segments: int = 1
+  lanes: int = 1
 
 
 class Policy(NamedTuple):
@@ -65,9 +68,9 @@ class Rows(NamedTuple):
   """What stays the same through the loop, row by row.
 
   Attributes:
-    first: int32[B], the slot that is written in the first pass.
+    first: int32[B], the slot that is written in pass 0, or would have been: rows may begin later.
     start: int32[B], first slot of the prompt.
-    uniform: float32[B, passes] in [0, 1), what each row draws in every pass.
+    uniform: float32[B, N] in [0, 1), what each row draws: in pass i entry i modulo N.
     offered: bool[B, R].
     replay: decisions to take first, or None.
     before: what was there before the first pass.
@@ -85,7 +88,7 @@ class Episodes(NamedTuple):
   """What becomes of the rows. W widest write.
 
   Attributes:
-    cache: keys and values of what was written, entry i in pass i; and of what was kept, at the end.
+    cache: keys and values of what was written.
     hidden: dtype[B, D], final hidden state of the last token.
     environment: int32[B], where each row is; 0 = language.
     states: hidden states.
@@ -95,7 +98,7 @@ class Episodes(NamedTuple):
     active: bool[B], the episode goes on.
     finished: bool[B], it ended with the end-of-sequence token.
     end: int32[B], one past the last slot written.
-    record: [B, passes, …], what every pass leaves in the fields of a Trajectory of these names.
+    record: [B, N, …], what passes leave in the fields of a Trajectory of these names: pass i in entry i modulo N.
   """
 
   cache: decoder.Cache
@@ -144,35 +147,53 @@ def begin(decoding: Decoding, rows: Rows, states: States, passes: int, **known: 
 
 
 def decode(decoding: Decoding, params: Policy, rows: Rows, episodes: Episodes) -> Episodes:
-  """The episodes at their end."""
-  passes = episodes.record['tokens'].shape[1]
-  segments = decoding.segments if rows.before.kept is None else 1  # what was kept lies where the cache would grow
-  sizes = [-(-passes * (i + 1) // segments) for i in range(segments)]
-  return _decode(decoding, params, rows, (jnp.int32(0), episodes), sizes)[1]
-
-
-def _decode(decoding: Decoding, params: Policy, rows: Rows, state: tuple[jax.Array, Episodes], sizes: list[int]):
-  """Passes int32[] and episodes at their end, from any point. The cache grows to each of `sizes` in turn."""
-  model, few = decoding.model, len(rows.first) // 4
-  shrinks = decoding.min_rows is not None and few >= decoding.min_rows
-  least = few if shrinks else 0
-  passes, episodes = state
-  for size in sizes:
-    passes, episodes = jax.lax.while_loop(
-        lambda state, size=size: (state[0] < size) & (jnp.sum(state[1].active) > least),
-        lambda state: (state[0] + 1, _pass(decoding, params, rows, *state)),
-        (passes, episodes._replace(cache=decoder.grow(episodes.cache, size))),
+  """The episodes at their end, from before the first pass on."""
+  entries, passes, least = episodes.record['tokens'].shape[1], jnp.int32(0), _left_over(decoding, len(rows.first))
+  for i in range(decoding.segments):
+    size = -(-entries * (i + 1) // decoding.segments)
+    passes, episodes = run(
+        decoding, params, rows, (passes, episodes._replace(cache=decoder.grow(episodes.cache, size))),
+        lambda passes, active, size=size: (passes < size) & (jnp.sum(active) > least),
     )
-  if not shrinks:
-    return passes, episodes
-  chosen = jnp.argsort(~episodes.active)[:few]  # all that are active, and some that are not
-  whole = episodes._replace(cache=decoder.by_row(model, episodes.cache))
+  return _finish(decoding, params, rows, (passes, episodes))
+
+
+def run(
+    decoding: Decoding, params: Policy, rows: Rows, state: tuple[jax.Array, Episodes],
+    goes_on: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, Episodes]:
+  """Passes int32[] and episodes, from there on while `goes_on(passes, active bool[B])`."""
+  return jax.lax.while_loop(
+      lambda state: goes_on(state[0], state[1].active),
+      lambda state: (state[0] + 1, _pass(decoding, params, rows, *state)),
+      state,
+  )
+
+
+def _left_over(decoding: Decoding, rows: int) -> int:
+  """How many of so many rows may still be active where `_finish` takes over."""
+  few = rows // 4
+  return few if decoding.min_rows is not None and few >= decoding.min_rows else 0
+
+
+def _finish(decoding: Decoding, params: Policy, rows: Rows, state: tuple[jax.Array, Episodes]) -> Episodes:
+  """The episodes at their end, from where no more than `_left_over` are active: they go on in a batch of their own."""
+  model, count, (passes, whole) = decoding.model, len(rows.first), state
+  few = _left_over(decoding, count)
+  if not few:
+    return whole
+  chosen = jnp.argsort(~whole.active)[:few]  # all that are active, and some that are not
+  rows, whole = take_rows(rows, chosen, count), whole._replace(cache=decoder.by_row(model, whole.cache))
   part = take_rows(whole, chosen)
-  part = passes, part._replace(cache=decoder.flat(part.cache))
-  passes, part = _decode(decoding, params, take_rows(rows, chosen, len(rows.first)), part, sizes[-1:])
+  least = _left_over(decoding, few)
+  part = run(
+      decoding, params, rows, (passes, part._replace(cache=decoder.flat(part.cache))),
+      lambda _, active: jnp.sum(active) > least,
+  )
+  part = _finish(decoding, params, rows, part)
   part = part._replace(cache=decoder.by_row(model, part.cache))
   whole = jax.tree.map(lambda whole, part: whole.at[chosen].set(part), whole, part)
-  return passes, whole._replace(cache=decoder.flat(whole.cache))
+  return whole._replace(cache=decoder.flat(whole.cache))
 
 
 def take_rows(tree: Any, rows: jax.Array, count: int | None = None) -> Any:
@@ -183,6 +204,7 @@ def take_rows(tree: Any, rows: jax.Array, count: int | None = None) -> Any:
 def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old: Episodes) -> Episodes:
   """One pass of the loop: a token in every active row."""
   interface, space, slot = decoding.interface, decoding.interface.space, rows.first + passes
+  entry = passes % rows.uniform.shape[1]
 
   # 1. What may be chosen, and what is.
   language = old.environment == LANGUAGE
@@ -190,7 +212,7 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
   choices = policy.distribution(
       params.heads, space, old.hidden, language, legal, temperature=decoding.temperature or 1.0
   )
-  uniform = jax.lax.dynamic_index_in_dim(rows.uniform, passes, axis=1, keepdims=False)
+  uniform = jax.lax.dynamic_index_in_dim(rows.uniform, entry, axis=1, keepdims=False)
   action = policy.sample(uniform, choices, space.vocab_size, greedy=decoding.temperature == 0)
   if rows.replay is not None:
     at = jnp.minimum(old.decided, rows.replay.actions.shape[1] - 1)
@@ -220,7 +242,7 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
       route_scores=policy.route_scores(space, choices, (committed & language)[:, None] & rows.offered),
   )
   hidden, cache = decoder.feed(
-      decoding.model, params.weights, token, slot - rows.start, before=rows.before, cache=old.cache, entry=passes
+      decoding.model, params.weights, token, slot - rows.start, before=rows.before, cache=old.cache, passes=passes
   )
   return Episodes(
       cache=cache,
@@ -230,31 +252,28 @@ def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old
       pending=jnp.roll(pending, -1, axis=1),
       pending_length=jnp.maximum(pending_length - 1, 0),
       decided=old.decided + committed,
-      active=active & ~ends,
+      active=active & ~ends & (slot + 1 < decoding.slots),
       finished=old.finished | ends,
       end=jnp.where(active, slot + 1, old.end),
+      # What an episode has left stays, also where passes come round to it.
       record={
-          name: jax.lax.dynamic_update_slice_in_dim(old.record[name], left[name][:, None], passes, axis=1)
-          for name in old.record
+          name: jax.lax.dynamic_update_index_in_dim(x, where_rows(old.active, left[name], x[:, entry]), entry, axis=1)
+          for name, x in old.record.items()
       },
   )
 
 
-def placed(record: dict[str, jax.Array], first: jax.Array, old: Trajectory, since: jax.Array) -> Trajectory:
-  """`old` with what was recorded in its slots from `since` on.
-
-  Args:
-    first: int32[B], the slot of the first pass.
-    since: int32[B].
-  """
-  slots = jnp.arange(old.slots)
-  index = slots - first[:, None]
+def placed(episodes: Episodes, first: jax.Array, old: Trajectory, since: jax.Array) -> Trajectory:
+  """`old` up to slots `since` int32[B], and what has become of it then; `first` as in `Rows`."""
+  slots, record = jnp.arange(old.slots), episodes.record
+  index = (slots - first[:, None]) % record['tokens'].shape[1]
 
   def place(name):
     new, kept = record[name], getattr(old, name)
-    at = jnp.clip(index, 0, new.shape[1] - 1)
-    trailing = [1] * (new.ndim - 2)
-    new = jnp.take_along_axis(new, at.reshape(*at.shape, *trailing), axis=1)
-    return jnp.where((slots >= since[:, None]).reshape(*at.shape, *trailing), new, kept)
+    shape = *index.shape, *[1] * (new.ndim - 2)
+    new = jnp.take_along_axis(new, index.reshape(shape), axis=1)
+    return jnp.where((slots >= since[:, None]).reshape(shape), new, kept)
 
-  return old._replace(**{name: place(name) for name in record})
+  return old._replace(
+      end=episodes.end, finished=episodes.finished, states=episodes.states, **{name: place(name) for name in record}
+  )

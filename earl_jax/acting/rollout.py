@@ -1,20 +1,22 @@
 """Episodes from their prompts, and episodes that go on from somewhere in others: each one jitted program."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from earl_jax.acting import batched, policy
-from earl_jax.acting.decode_loop import begin, blank, decode, Decoding, Episodes, placed, Policy, Rows, take_rows
+from earl_jax.acting.continuous_batching import decode_in_turn
+from earl_jax.acting.decode_loop import begin, blank, decode, Decoding, placed, Policy, Rows
 from earl_jax.acting.prompts import Prompts, read_prompts
 from earl_jax.acting.replay import carry_out, recorded, Replay
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.devices.sharding import constrain, gathered, on_own_rows
+from earl_jax.devices.sharding import constrain, gathered
 from earl_jax.model import attention, decoder
 
-__all__ = ['begun', 'Decoding', 'Fork', 'Memory', 'remembered_rollout', 'Replay', 'resume', 'rollout']
+__all__ = ['begun', 'Decoding', 'Fork', 'Memory', 'remembered_rollout', 'Replay', 'resume', 'rollout',
+           'rollout_in_turn']
 
 
 class Memory(NamedTuple):
@@ -30,21 +32,19 @@ class Memory(NamedTuple):
 
 
 class Fork(NamedTuple):
-  """Where episodes leave others.
+  """Where episodes of a batch are left for others.
 
   Attributes:
-    rows: int32[B'], those of a batch that go on anew, each on the device where it lies.
-    slots: int32[B'], the slot of the first decision that is another.
+    rows: bool[B], those that go on anew.
+    slots: int32[B], the slot of the first decision that is another; anything in rows that stay.
     route: int32[K], the decisions that are forced there; K is that of the longest route, whichever is taken.
     route_length: int32[], how many of them.
-    real: bool[B'], the row counts; others only fill the shape up.
   """
 
   rows: jax.Array
   slots: jax.Array
   route: jax.Array
   route_length: jax.Array
-  real: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames='decoding')
@@ -75,6 +75,35 @@ def remembered_rollout(
 
 
 @functools.partial(jax.jit, static_argnames='decoding')
+def rollout_in_turn(
+    params: policy.Params, prompts: Prompts, row_ids: jax.Array, wanted: jax.Array, key: jax.Array, *,
+    decoding: Decoding,
+) -> Trajectory:
+  """One episode of every prompt that is wanted, bool[B], `decoding.lanes` at a time: where some end others begin."""
+  params = gathered(params, decoding.model.dtype)
+  prompts = prompts._replace(offered=prompts.offered & wanted[:, None])
+  unplayed, length = begun(prompts, decoding), prompts.tokens.shape[1]
+  first, passes = unplayed.end, decoding.slots - length
+
+  def load(now, sources):
+    prompts, first, uniform, states = sources
+    hidden, keys_values = read_prompts(decoding.model, params, prompts.tokens, prompts.start)
+    prompt = decoder.parts(keys_values, jnp.arange(length) >= prompts.start[:, None])
+    rows = Rows(
+        first=first - now, start=prompts.start, uniform=jnp.roll(uniform, now, axis=1), offered=prompts.offered,
+        replay=None, before=decoder.Before(prompt, jnp.full_like(first, now)),
+    )
+    cache = decoder.grow(decoder.init_cache(decoding.model, len(first)), passes)
+    return rows, begin(decoding, rows, states, passes, end=first, hidden=hidden, cache=cache)
+
+  sources = prompts, first, _uniform(key, row_ids, first, passes), unplayed.states
+  trajectory = decode_in_turn(
+      decoding, Policy.prepared(params, decoding), load, sources, unplayed, first, wanted
+  )
+  return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)
+
+
+@functools.partial(jax.jit, static_argnames='decoding')
 def resume(
     params: policy.Params,
     batch: tuple[Trajectory, Memory],
@@ -84,7 +113,7 @@ def resume(
     *,
     decoding: Decoding,
 ) -> Trajectory:
-  """Goes on anew from somewhere in episodes, after a forced route: [B', T, …].
+  """A batch, some of whose episodes have gone on anew from somewhere in them, after a forced route: [B, T, …].
 
   Nothing that stays is read again: its keys and values are there, and environments carry out its decisions without the
   model.
@@ -92,31 +121,42 @@ def resume(
   Args:
     batch: what `remembered_rollout` gave.
     prompts: of its rows [G, …].
-    key: with `fork.rows` it fixes all randomness.
+    key: with the number of a row it fixes all its randomness.
   """
   params = gathered(params, decoding.model.dtype)
-  whole, memory = batch
-  length = prompts.tokens.shape[1]
+  old, memory = batch
+  count, length = len(old.end), prompts.tokens.shape[1]
   passes = decoding.slots - length + 1
-  cache = decoder.by_row(decoding.model, memory.cache)
-  old, written, prompts, prompt = on_own_rows(_taken, (), fork.rows, (whole, cache), (prompts, memory.prompt))
   first = fork.slots - 1  # the last token that stays is fed once more, for what the model makes of it
-  kept = jnp.maximum(first - length, 0)
-  forced = Replay(jnp.tile(fork.route, (len(first), 1)), jnp.full_like(first, fork.route_length))
-  rows = Rows(
-      first=first, start=old.start, uniform=_uniform(key, fork.rows, first, passes), offered=prompts.offered,
-      replay=forced, before=decoder.Before(decoder.hide(prompt, first), kept),
+  offered, instance = jax.tree.map(
+      lambda x: jnp.repeat(x, count // len(x), axis=0), (prompts.offered, prompts.instance)
   )
   interface, was = decoding.interface, old.states
-  states = batched.reset(interface, prompts.instance, prompts.offered & fork.real[:, None], was)
-  states = carry_out(interface, states, prompts.offered, recorded(old.actions, fork.slots), was)
-  last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
-  episodes = begin(
-      decoding, rows, states, passes, active=fork.real, end=fork.slots,
-      cache=decoder.flat(decoder.to_the_end(written, kept, passes)),
-      pending=jnp.pad(last, [(0, 0), (0, decoding.interface.width - 1)]), pending_length=jnp.ones_like(first),
+  states = batched.reset(interface, instance, offered & fork.rows[:, None], was)
+  states = carry_out(interface, states, offered, recorded(old.actions, jnp.where(fork.rows, fork.slots, 0)), was)
+  rows = Rows(
+      first=first, start=old.start, uniform=_uniform(key, jnp.arange(count), first, passes), offered=offered,
+      replay=Replay(jnp.tile(fork.route, (count, 1)), jnp.full(count, fork.route_length)),
+      before=decoder.Before(memory.prompt),
   )
-  return _trajectory(decode(decoding, Policy.prepared(params, decoding), rows, episodes), first, old, fork.slots)
+  last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
+  cache = decoder.by_row(decoding.model, memory.cache)
+
+  def load(now, sources):
+    rows, states, last, cache = sources
+    since = now - jnp.maximum(rows.first - length, 0)  # what stays, as if it had been fed just before
+    before = decoder.Before(decoder.hide(rows.before.prompt, rows.first), since)
+    pending = jnp.pad(last, [(0, 0), (0, decoding.interface.width - 1)])
+    episodes = begin(
+        decoding, rows, states, passes, end=rows.first + 1, cache=decoder.flat(decoder.turned(cache, since, passes)),
+        pending=pending, pending_length=jnp.ones_like(rows.first),
+    )
+    return rows._replace(first=rows.first - now, uniform=jnp.roll(rows.uniform, now, axis=1), before=before), episodes
+
+  trajectory = decode_in_turn(
+      decoding, Policy.prepared(params, decoding), load, (rows, states, last, cache), old, fork.slots, fork.rows
+  )
+  return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)
 
 
 def begun(prompts: Prompts, decoding: Decoding) -> Trajectory:
@@ -129,13 +169,6 @@ def begun(prompts: Prompts, decoding: Decoding) -> Trajectory:
       start=prompts.start, end=jnp.full_like(prompts.start, length), finished=jnp.zeros(count, bool),
       states=batched.reset(decoding.interface, prompts.instance, prompts.offered), **nothing,
   )
-
-
-def _taken(_, rows: jax.Array, by_row: Any, by_prompt: Any) -> tuple:
-  """What a device's rows int32[b'] have, of trees [b, …] and of [g, …], whose rows side by side share an entry."""
-  count = len(jax.tree.leaves(by_row)[0])
-  at = rows % count  # rows are shared out in order
-  return *take_rows(by_row, at), *take_rows(by_prompt, at, count)
 
 
 def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decoding) -> tuple[Trajectory, Memory]:
@@ -153,7 +186,8 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
   )
   episodes = begin(decoding, rows, unplayed.states, passes, hidden=hidden)
   episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)
-  return _trajectory(episodes, first, unplayed, first), Memory(prompt, episodes.cache)
+  trajectory = placed(episodes, first, unplayed, first)
+  return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory), Memory(prompt, episodes.cache)
 
 
 def _uniform(key: jax.Array, row_ids: jax.Array, first: jax.Array, passes: int) -> jax.Array:
@@ -164,9 +198,3 @@ def _uniform(key: jax.Array, row_ids: jax.Array, first: jax.Array, passes: int) 
 
   return jax.vmap(jax.vmap(draw, (None, 0)))(row_ids, first[:, None] + jnp.arange(passes))
 
-
-def _trajectory(episodes: Episodes, first: jax.Array, old: Trajectory, since: jax.Array) -> Trajectory:
-  """`old` up to slots `since`, and what has become of it then; see `placed`."""
-  new = placed(episodes.record, first, old, since)
-  new = new._replace(end=episodes.end, finished=episodes.finished, states=episodes.states)
-  return jax.tree.map(lambda x: constrain(x, 'rows'), new)

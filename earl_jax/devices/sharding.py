@@ -105,7 +105,7 @@ def by_row(mesh: Mesh) -> NamedSharding:
 
 def row_shards(mesh: Mesh | AbstractMesh) -> int:
   """Into how many parts the rows of a batch are divided."""
-  return mesh.shape['data'] * mesh.shape['fsdp']
+  return math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
 
 
 def check_rows(mesh: Mesh | AbstractMesh, rows: int, field: str) -> None:

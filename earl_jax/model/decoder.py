@@ -55,7 +55,8 @@ class Weights(NamedTuple):
 class Cache(NamedTuple):
   """Keys and values of what each row was fed, layer by layer: dtype[B K, H, E] and dtype[B K, E, H].
 
-  All rows are fed at once, so that the entries filled are the same in every row. Rows and heads are one axis, which is
+  All rows are fed at once: pass i fills entry i modulo E in every row, so that the last E passes are there. Rows and
+  heads are one axis, which is
   how they enter matrix products: else the compiler writes an entry twice, for the product and for the next pass, and
   copies the cache in between. Heads that are shared out over devices stay an axis of their own.
   """
@@ -69,11 +70,11 @@ class Before(NamedTuple):
 
   Attributes:
     prompt: layer by layer; rows side by side may share it.
-    kept: int32[B], how many entries at the end of the cache; None = none.
+    since: int32[B], the first pass of which each row sees the entry; None = it sees all there were.
   """
 
   prompt: tuple[Part, ...]
-  kept: jax.Array | None = None
+  since: jax.Array | None = None
 
 
 def prepare(config: ModelConfig, params: dict, slots: int, adapters: lora.Adapters | None = None) -> Weights:
@@ -139,16 +140,14 @@ def parts(read: KeysValues, seen: jax.Array) -> tuple[Part, ...]:
   return tuple(attention.part(keys, values, seen[:, None]) for keys, values in zip(*read))
 
 
-def to_the_end(cache: Cache, kept: jax.Array, entries: int) -> Cache:
-  """A cache with room for more, whose last int32[B] entries are the first ones of another; both `by_row`.
-
-  What is fed next goes to the front. Rows that have kept much have little left to write: the two never meet.
-  """
+def turned(cache: Cache, since: jax.Array, entries: int) -> Cache:
+  """A cache of so many entries, in which the first of another are those of passes int32[B] and after; both `by_row`."""
 
   def turn(x, axis):
-    return jax.vmap(lambda row, kept: jnp.roll(row, -kept, axis))(x, kept)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, entries - x.shape[axis])
+    return jax.vmap(lambda row, since: jnp.roll(row, since, axis))(jnp.pad(x, widths), since)
 
-  cache = grow(cache, entries)
   return Cache(tuple(turn(x, -1) for x in cache.keys), tuple(turn(x, -2) for x in cache.values))
 
 
@@ -160,20 +159,21 @@ def hide(parts: tuple[Part, ...], since: jax.Array) -> tuple[Part, ...]:
 
 def feed(
     config: ModelConfig, weights: Weights, tokens: jax.Array, positions: jax.Array, *,
-    before: Before, cache: Cache, entry: jax.Array,
+    before: Before, cache: Cache, passes: jax.Array,
 ) -> tuple[jax.Array, Cache]:
   """Feeds one token to every row, which sees what came before, and what the row was fed.
 
   Args:
     tokens: int32[B].
     positions: int32[B], where each row is.
-    entry: int32[], how many tokens each row was fed.
+    passes: int32[], how often rows were fed.
 
   Returns:
     (hidden dtype[B, D] after the final norm, the cache with the tokens in it).
   """
   turned = jax.tree.map(lambda x: x[positions][:, None], weights.rotations)
-  filled = jnp.where(_seen(cache, entry, before.kept), 0.0, attention.UNSEEN)[:, None]
+  entry = passes % cache.keys[0].shape[-1]
+  filled = jnp.where(_seen(cache, passes, before.since), 0.0, attention.UNSEEN)[:, None]
   x = constrain(weights.embedding[tokens].astype(config.dtype), 'rows')
   made = []
   for layer, prompt, keys, values in zip(weights.layers, before.prompt, *cache):
@@ -186,14 +186,12 @@ def feed(
   return rms_norm(x, weights.final_norm, config.rms_norm_eps), Cache(*zip(*made))
 
 
-def _seen(cache: Cache, entry: jax.Array, kept: jax.Array | None) -> jax.Array:
+def _seen(cache: Cache, passes: jax.Array, since: jax.Array | None) -> jax.Array:
   """bool[rows of the cache, E], or bool[1, E] where it is the same in all."""
   rows, *_, entries = cache.keys[0].shape
-  at = jnp.arange(entries)[None]
-  if kept is None:
-    return at <= entry
-  kept = jnp.repeat(kept, rows // len(kept))
-  return (at <= entry) | (at >= entries - kept[:, None])
+  of_pass = passes - (passes - jnp.arange(entries)) % entries  # the last one that filled each entry
+  since = jnp.zeros(1, jnp.int32) if since is None else jnp.repeat(since, rows // len(since))
+  return of_pass >= since[:, None]
 
 
 def _project(config: ModelConfig, layer: Layer, x: jax.Array, turned: Rotation) -> tuple[jax.Array, ...]:

@@ -77,7 +77,7 @@ class Experiment:
         model=self.model, interface=self.interface, end_tokens=self.end_tokens,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
         min_rows=MIN_ROWS if self.mesh.size == 1 else None,
-        segments=2 if self.config.rollout.response_length >= LONG else 1,
+        segments=2 if self.config.rollout.response_length >= LONG else 1, lanes=self.config.rollout.chunk,
     )
 
   @property
@@ -167,6 +167,15 @@ class Experiment:
     row_ids = processes.place(np.asarray(row_ids, np.int32), self.rows)
     with jax.set_mesh(self.mesh):
       return rollout_lib.rollout(params, prompts, row_ids, key, replay, decoding=decoding)
+
+  def rollout_in_turn(
+      self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, wanted: np.ndarray, key: jax.Array, *,
+      decoding: Decoding,
+  ) -> Trajectory:
+    """`rollout.rollout_in_turn`, likewise."""
+    row_ids, wanted = processes.place((np.asarray(row_ids, np.int32), wanted), self.rows)
+    with jax.set_mesh(self.mesh):
+      return rollout_lib.rollout_in_turn(params, prompts, row_ids, wanted, key, decoding=decoding)
 
   def remembered_rollout(
       self, params: policy.Params, prompts: Prompts, row_ids: np.ndarray, key: jax.Array, *, decoding: Decoding

@@ -30,7 +30,7 @@ def evaluate_policy(
 ) -> Results:
   """Plays problems of every task and averages the outcomes.
 
-  Rows are played `config.rollout.chunk` at a time, whatever the tasks, so that one compiled program serves all.
+  One compiled program serves all tasks.
 
   Args:
     params: on the mesh.
@@ -76,14 +76,17 @@ def problems_of(
 def played(
     experiment: Experiment, params: policy.Params, problems: list[tuple[Task, Example]], temperature: float
 ) -> Iterator[tuple[Trajectory, list[Outcome]]]:
-  """One episode of every problem, `config.rollout.chunk` at a time; rows beyond the outcomes only fill the shape up."""
-  rows, key = experiment.config.rollout.chunk, jax.random.key(experiment.config.seed)
+  """One episode of every problem, as many in a batch as in one of rollouts; rows beyond the outcomes are not played."""
+  rows = experiment.config.rollout.prompts * experiment.config.rollout.group
+  key = jax.random.key(experiment.config.seed)
   decoding = experiment.decoding(temperature=temperature)
   for first in range(0, len(problems), rows):
     batch = problems[first : first + rows]
     filled = batch + batch[-1:] * (rows - len(batch))
     prompts = experiment.encode_prompts([task for task, _ in filled], [example for _, example in filled])
-    trajectory = experiment.rollout(params, prompts, np.arange(first, first + rows), key, decoding=decoding)
+    trajectory = experiment.rollout_in_turn(
+        params, prompts, np.arange(first, first + rows), np.arange(rows) < len(batch), key, decoding=decoding
+    )
     if not np.all(np.isfinite(processes.whole(trajectory.log_probs))):
       raise UserError('the policy is broken: its log-probabilities are not finite; use an earlier checkpoint')
     yield trajectory, experiment.outcomes(*zip(*batch), trajectory)

@@ -252,3 +252,18 @@ def test_going_on_with_few_rows_changes_nothing(seed, temperature):
       run(by_row, replay=replay, decoding=dataclasses.replace(decoding, group=1, min_rows=rows)) for rows in (None, 1)
   ]
   chex.assert_trees_all_close(*rewritten, atol=1e-5)
+
+
+@pytest.mark.parametrize('lanes, temperature', [(1, 1.0), (3, 1.0), (8, 1.0), (ROWS, 1.0), (3, 0.0)])
+def test_one_after_the_other_is_all_at_once(lanes, temperature):
+  """And what is not wanted is not played."""
+  by_row = jax.tree.map(lambda x: jnp.repeat(x, core.GROUP, axis=0), core.prompts(8)[2])
+  wanted = np.arange(ROWS) % 7 != 3
+  decoding = dataclasses.replace(core.experiment().decoding(temperature=temperature), lanes=lanes)
+  found = core.experiment().rollout_in_turn(
+      core.params(1), by_row, np.arange(ROWS), wanted, jax.random.key(0), decoding=decoding
+  )
+  played, whole = np.flatnonzero(wanted), core.rolled_out(1, temperature)
+  chex.assert_trees_all_close(*(jax.tree.map(lambda x: x[played], t) for t in (found, whole)), atol=1e-5)
+  np.testing.assert_array_equal(found.end[~wanted], core.PROMPT)
+  assert not found.decisions[~wanted].any()

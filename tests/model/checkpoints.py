@@ -59,7 +59,7 @@ def decoded(config, params, tokens, prompt, start=None, make_room: Callable | No
   cache, pieces = decoder.init_cache(config, len(tokens)), [first]
   for entry, slot in enumerate(range(prompt, slots)):
     hidden, cache = feed(
-        config, weights, tokens[:, slot], slot - start, before=before, cache=make_room(cache, entry), entry=entry
+        config, weights, tokens[:, slot], slot - start, before=before, cache=make_room(cache, entry), passes=entry
     )
     pieces.append(_of(params, hidden)[:, None])
   return np.concatenate(pieces, axis=1)

@@ -32,9 +32,9 @@ def fed(config, params, tokens):
   prompt = decoder.parts(read, np.arange(PROMPT) >= START[:, None])
   weights = checkpoints.prepare(config, params, SLOTS)
   cache, pieces = decoder.grow(decoder.init_cache(config, len(tokens)), SLOTS - PROMPT), []
-  for entry, slot in enumerate(range(PROMPT, SLOTS)):
+  for passes, slot in enumerate(range(PROMPT, SLOTS)):
     hidden, cache = checkpoints.feed(
-        config, weights, tokens[:, slot], slot - START, before=decoder.Before(prompt), cache=cache, entry=entry
+        config, weights, tokens[:, slot], slot - START, before=decoder.Before(prompt), cache=cache, passes=passes
     )
     pieces.append(hidden)
   return jnp.stack(pieces, axis=1), prompt, cache
@@ -54,18 +54,22 @@ def test_feeding_is_reading(attention_bias, key_heads, qk_norm):
 
 @pytest.mark.parametrize('since', [[4, 4, 4], [1, 3, 4], [5, 6, 4], [2, 5, 6]],
                          ids=['all of the prompt', 'within the prompt', 'beyond it', 'both'])
-def test_what_is_hidden_is_not_seen(since):
-  """Rows that go on from earlier slots, with another token there, have read nothing but what stands before."""
+@pytest.mark.parametrize('passes', [0, 2, 17])
+def test_what_is_hidden_is_not_seen(since, passes):
+  """Rows that go on from earlier slots, with another token there, have read nothing but what stands before.
+
+  However often others were fed: entries come round.
+  """
   config = transformer.ModelConfig(**reference.SIZES)
   params, tokens, since = make_params(config), make_tokens(), np.array(since, np.int32)
   _, prompt, cache = fed(config, params, tokens)
-  kept = jnp.maximum(since - PROMPT, 0)
-  cache = decoder.flat(decoder.to_the_end(decoder.by_row(config, cache), kept, SLOTS - PROMPT + 1))
+  first = passes - jnp.maximum(since - PROMPT, 0)
+  cache = decoder.flat(decoder.turned(decoder.by_row(config, cache), first, SLOTS - PROMPT + 1))
   weights = checkpoints.prepare(config, params, SLOTS)
   other = (tokens[np.arange(3), since] + 1) % config.vocab_size
   found, _ = checkpoints.feed(
-      config, weights, other, since - START, before=decoder.Before(decoder.hide(prompt, since), kept), cache=cache,
-      entry=0,
+      config, weights, other, since - START, before=decoder.Before(decoder.hide(prompt, since), first), cache=cache,
+      passes=passes,
   )
   tokens[np.arange(3), since] = other
   expected, _ = checkpoints.apply(config, params, tokens, START)
@@ -81,7 +85,7 @@ def test_norm_rotation_and_softmax_stay_in_float32_under_bfloat16():
   chex.assert_type([weights.final_norm, *weights.rotations, *weights.layers[0].norms.values()], jnp.float32)
 
   def feed(weights):
-    return decoder.feed(config, weights, tokens[:, 0], START, before=decoder.Before(prompt), cache=cache, entry=0)
+    return decoder.feed(config, weights, tokens[:, 0], START, before=decoder.Before(prompt), cache=cache, passes=0)
 
   program = str(jax.make_jaxpr(feed)(weights))
   for operation in ('exp', 'rsqrt', 'reduce_max'):
@@ -106,11 +110,11 @@ def test_the_cache_is_written_in_place(dtype):
   @jax.jit
   def loop(weights, before, cache):
     def step(carry):
-      entry, x, cache = carry
+      passes, x, cache = carry
       hidden, cache = decoder.feed(
-          config, weights, tokens, tokens + entry, before=before, cache=cache, entry=entry
+          config, weights, tokens, tokens + passes, before=before, cache=cache, passes=passes
       )
-      return entry + 1, x + hidden.astype(jnp.float32), cache
+      return passes + 1, x + hidden.astype(jnp.float32), cache
 
     start = jnp.int32(0), jnp.zeros((rows, config.hidden_size)), decoder.grow(cache, entries)
     return jax.lax.while_loop(lambda carry: carry[0] < entries, step, start)

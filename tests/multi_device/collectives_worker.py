@@ -20,21 +20,23 @@ def facts(mesh: str) -> dict:
   experiment = collectives.build(collectives.make_mesh(MeshConfig(*map(int, mesh.split('x')))))
   texts = collectives.compiled(experiment)
   resume, shapes = programs.lower_resume(experiment).compile().as_text(), collectives.parameter_shapes(experiment)
+  rollout, model = experiment.config.rollout, experiment.model
+  sent = [(found.repeated, array) for found in hlo.collectives(resume) for array in found.results
+          if collectives.plain(array.shape) not in shapes]
   return {
-      'rewriting': sum(
-          array.bytes for found in hlo.collectives(resume) if not found.repeated
-          for array in found.results if collectives.plain(array.shape) not in shapes
-      ),
+      'rewriting': sum(array.bytes for repeated, array in sent if not repeated),
+      'largest_of_a_pass': max(array.size for repeated, array in sent if repeated),
+      'keys': rollout.response_length * model.num_key_value_heads * model.head_dim,
       'bytes': collectives.measure(experiment, texts),
       'collectives': {
           name: sorted({array.shape for found in hlo.collectives(text) for array in found.results})
           for name, text in texts.items()
       },
       'arrays': {name: sorted({array.shape for array in hlo.arrays(text)}) for name, text in texts.items()},
-      'vocabulary': experiment.model.vocab_size,
-      'hidden': experiment.model.hidden_size,
+      'vocabulary': model.vocab_size,
+      'hidden': model.hidden_size,
       'chunk': CHUNK,
-      'response': experiment.config.rollout.response_length,
+      'response': rollout.response_length,
       'micro_batch': experiment.config.algorithm.micro_batch,
   }
 

@@ -34,7 +34,7 @@ def test_the_same_trajectories(results, mesh):
   (one, _), (many, _) = results['1x1x1'], results[mesh]
   assert one.keys() == many.keys()
   for name in one:
-    if name.startswith(('trajectory', 'factual')):
+    if name.startswith(('trajectory', 'factual', 'in_turn')):
       if one[name].dtype.kind == 'f':
         np.testing.assert_allclose(many[name], one[name], atol=1e-4, err_msg=name)
       else:

@@ -39,10 +39,17 @@ def run(mesh, folder):
   state = jax.device_put(state, shardings)
   before = {name: leaf.sharding.shard_shape(leaf.shape) for name, leaf in names(state.params).items()}
 
-  progress = Progress.first(len(core.NAMES))._replace(step=STEP)
-  experience = collect(experiment, state.params, draw(experiment, stage=0, step=STEP), progress)
-  trajectory, factual = jax.device_get((experience.trajectory, experience.factual))
+  progress, problems = Progress.first(len(core.NAMES))._replace(step=STEP), draw(experiment, stage=0, step=STEP)
+  experience = collect(experiment, state.params, problems, progress)
   rows = len(experience.advantages)
+  prompts = jax.device_put(
+      jax.tree.map(lambda x: np.repeat(x, core.GROUP, axis=0), problems.prompts), sharding.by_row(mesh)
+  )
+  in_turn = experiment.rollout_in_turn(
+      state.params, prompts, np.arange(rows), np.arange(rows) % 5 < 4, jax.random.key(0),
+      decoding=experiment.decoding(),
+  )
+  trajectory, factual, in_turn = jax.device_get((experience.trajectory, experience.factual, in_turn))
   # The random policy hardly earns rewards: advantages are made up, so that gradients are not all 0.
   reference = np.zeros(trajectory.tokens.shape, np.float32)
   made_up = np.linspace(-1, 1.4, rows, dtype=np.float32), reference, np.zeros(rows, bool)
@@ -59,6 +66,7 @@ def run(mesh, folder):
     hidden, _ = jax.jit(transformer.apply, static_argnums=0)(core.MODEL, state.params['model'], tokens, start)
   arrays = {'trajectory' + k: v for k, v in names(trajectory).items()}
   arrays |= {'factual' + k: v for k, v in names(factual).items()}
+  arrays |= {'in_turn' + k: v for k, v in names(in_turn).items()}
   arrays |= {'params' + k: np.asarray(v) for k, v in names(state.params).items()}
   arrays |= {'metrics' + k: np.asarray(v) for k, v in names(metrics).items()}
   np.savez(folder.with_suffix('.npz'), **arrays, advantages=experience.advantages)

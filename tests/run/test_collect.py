@@ -1,7 +1,5 @@
 """One batch of experience: which rows CPO replaces, and by what."""
 
-from hypothesis import given
-from hypothesis import strategies as st
 import jax
 import numpy as np
 import pytest
@@ -82,19 +80,6 @@ def test_rewrites_repeat_a_prefix_and_are_scored_against_their_factual_row(every
   assert len(forced) == 1, 'one environment in a batch'
   assert chosen - forced, 'the policy chose the forced route everywhere itself'
   assert experience.metrics['counterfactual/rewritten'] == experience.metrics['counterfactual/replaced'] == 1.0
-
-
-@given(shards=st.sampled_from([1, 2, 4]), each=st.integers(1, 3), data=st.data())
-def test_rows_are_rewritten_in_chunks_beside_where_they_lie(shards, each, data):
-  batch = 12 * shards
-  rows = np.array(sorted(data.draw(st.sets(st.integers(0, batch - 1)))), int)
-  found = list(rewrites.chunks(rows, batch, each * shards, shards))
-  assert sorted(row for chunk, real in found for row in chunk[real]) == rows.tolist()
-  for chunk, real in found:
-    assert chunk.shape == real.shape == (each * shards,) and real.any()
-    np.testing.assert_array_equal(chunk // 12, np.repeat(np.arange(shards), each))  # fillers too
-  if shards == 1:
-    np.testing.assert_array_equal(np.concatenate([chunk[real] for chunk, real in found] or [rows]), rows)
 
 
 def test_only_gains_keeps_the_factual_row_where_nothing_was_gained(model, every):
