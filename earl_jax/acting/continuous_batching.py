@@ -48,7 +48,7 @@ class Queue(NamedTuple):
 
 
 def decode_in_turn(
-    decoding: Decoding, params: Policy, load: Load, sources: Any, old: Trajectory, since: jax.Array,
+    decoding: Decoding, params: Policy, load: Load, sources: Any, *, old: Trajectory, since: jax.Array,
     wanted: jax.Array,
 ) -> Trajectory:
   """`old` [N, …], some of whose episodes have been decoded, `decoding.lanes` at a time.
@@ -66,8 +66,9 @@ def decode_in_turn(
   def line_up(_, wanted):
     return Queue(jnp.argsort(~wanted), jnp.zeros(1, jnp.int32), jnp.sum(wanted, dtype=jnp.int32)[None])
 
-  def take_next(_, lanes, queue, trajectory, sources, since):
+  def take_next(_, state, sources, since):
     """Puts `few` episodes that have ended where they belong, and takes as many of those that wait."""
+    lanes, queue, trajectory = state
     free, waiting = jnp.argsort(lanes.episodes.active)[:few], queue.begun + jnp.arange(few)
     able = ~lanes.episodes.active[free] & (waiting < queue.count)
     trajectory = _put(trajectory, lanes, free, jnp.where(able, lanes.place[free], len(since)), since)
@@ -79,8 +80,8 @@ def decode_in_turn(
     return jax.tree.map(lambda x, new: x.at[to].set(new, mode='drop'), lanes, new)
 
   def turn(state):
-    passes, lanes, queue, trajectory = state
-    trajectory, queue, place, to, taken = on_own_rows(take_next, (), lanes, queue, trajectory, sources, since)
+    passes, lanes = state[:2]
+    trajectory, queue, place, to, taken = on_own_rows(take_next, (), state[1:], sources, since)
     new = Lanes(*load(passes, taken), place)
     lanes = _flat(on_own_rows(begin, (), _by_row(decoding, lanes), _by_row(decoding, new), to))
     waits = queue.begun < queue.count

@@ -98,7 +98,7 @@ def rollout_in_turn(
 
   sources = prompts, first, _uniform(key, row_ids, first, passes), unplayed.states
   trajectory = decode_in_turn(
-      decoding, Policy.prepared(params, decoding), load, sources, unplayed, first, wanted
+      decoding, Policy.prepared(params, decoding), load, sources, old=unplayed, since=first, wanted=wanted
   )
   return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)
 
@@ -154,7 +154,8 @@ def resume(
     return rows._replace(first=rows.first - now, uniform=jnp.roll(rows.uniform, now, axis=1), before=before), episodes
 
   trajectory = decode_in_turn(
-      decoding, Policy.prepared(params, decoding), load, (rows, states, last, cache), old, fork.slots, fork.rows
+      decoding, Policy.prepared(params, decoding), load, (rows, states, last, cache), old=old, since=fork.slots,
+      wanted=fork.rows,
   )
   return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)
 

@@ -50,7 +50,7 @@ class RolloutConfig:
     prompt_length: slots of the prompt; longer prompts are an error.
     response_length: slots of the response.
     temperature: of the policy, softmax(logits / temperature): what is sampled from, and what is trained.
-    chunk: rows of counterfactual episodes decoded at a time; divides prompts * group.
+    chunk: episodes decoded at a time where they are rewritten, measured or demonstrated; divides prompts * group.
   """
 
   prompts: Count = 32
