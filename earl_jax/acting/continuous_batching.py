@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from earl_jax.acting.decode_loop import Decoding, Episodes, placed, Policy, Rows, run, take_rows
+from earl_jax.acting.decode_loop import Decoding, Episodes, placed, Policy, put_rows, Rows, run, take_rows
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices.sharding import constrain, on_own_rows, row_shards
-from earl_jax.model import decoder
 
 Load = Callable[[jax.Array, Any], tuple[Rows, Episodes]]
 
@@ -76,14 +75,11 @@ def decode_in_turn(
     queue = queue._replace(begun=queue.begun + jnp.sum(able, dtype=jnp.int32))
     return trajectory, queue, place, to, take_rows(sources, place, len(since))
 
-  def begin(_, lanes, new, to):
-    return jax.tree.map(lambda x, new: x.at[to].set(new, mode='drop'), lanes, new)
-
   def turn(state):
     passes, lanes = state[:2]
     trajectory, queue, place, to, taken = on_own_rows(take_next, (), state[1:], sources, since)
     new = Lanes(*load(passes, taken), place)
-    lanes = _flat(on_own_rows(begin, (), _by_row(decoding, lanes), _by_row(decoding, new), to))
+    lanes = on_own_rows(lambda _, *rest: put_rows(*rest, room), (), lanes, to, new)
     waits = queue.begun < queue.count
 
     def goes_on(_, active):
@@ -112,20 +108,11 @@ def decode_in_turn(
   return on_own_rows(put, (), trajectory, lanes, since)
 
 
-def _by_row(decoding: Decoding, lanes: Lanes) -> Lanes:
-  cache = decoder.by_row(decoding.model, lanes.episodes.cache)
-  return lanes._replace(episodes=lanes.episodes._replace(cache=cache))
-
-
-def _flat(lanes: Lanes) -> Lanes:
-  return lanes._replace(episodes=lanes.episodes._replace(cache=decoder.flat(lanes.episodes.cache)))
-
-
 def _put(
     trajectory: Trajectory, lanes: Lanes, which: jax.Array, place: jax.Array, since: jax.Array
 ) -> Trajectory:
   """The trajectory with what is in lanes int32[A], each at its place int32[A]; N = nowhere."""
-  first, episodes = take_rows((lanes.rows.first, lanes.episodes._replace(cache=None)), which)
-  old, since = jax.tree.map(lambda x: jnp.take(x, place, axis=0, mode='clip'), (trajectory, since))
-  new = placed(episodes, first, old, since)
-  return jax.tree.map(lambda x, new: x.at[place].set(new, mode='drop'), trajectory, new)
+  count = len(since)
+  first, episodes = take_rows((lanes.rows.first, lanes.episodes._replace(cache=None)), which, len(lanes.place))
+  old, since = take_rows((trajectory, since), jnp.minimum(place, count - 1), count)
+  return put_rows(trajectory, place, placed(episodes, first, old, since), count)

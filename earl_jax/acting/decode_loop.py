@@ -178,27 +178,33 @@ def _left_over(decoding: Decoding, rows: int) -> int:
 
 def _finish(decoding: Decoding, params: Policy, rows: Rows, state: tuple[jax.Array, Episodes]) -> Episodes:
   """The episodes at their end, from where no more than `_left_over` are active: they go on in a batch of their own."""
-  model, count, (passes, whole) = decoding.model, len(rows.first), state
+  count, (passes, whole) = len(rows.first), state
   few = _left_over(decoding, count)
   if not few:
     return whole
   chosen = jnp.argsort(~whole.active)[:few]  # all that are active, and some that are not
-  rows, whole = take_rows(rows, chosen, count), whole._replace(cache=decoder.by_row(model, whole.cache))
-  part = take_rows(whole, chosen)
+  rows, part = take_rows((rows, whole), chosen, count)
   least = _left_over(decoding, few)
-  part = run(
-      decoding, params, rows, (passes, part._replace(cache=decoder.flat(part.cache))),
-      lambda _, active: jnp.sum(active) > least,
-  )
-  part = _finish(decoding, params, rows, part)
-  part = part._replace(cache=decoder.by_row(model, part.cache))
-  whole = jax.tree.map(lambda whole, part: whole.at[chosen].set(part), whole, part)
-  return whole._replace(cache=decoder.flat(whole.cache))
+  part = run(decoding, params, rows, (passes, part), lambda _, active: jnp.sum(active) > least)
+  return put_rows(whole, chosen, _finish(decoding, params, rows, part), count)
 
 
-def take_rows(tree: Any, rows: jax.Array, count: int | None = None) -> Any:
-  """Rows of a tree [B, …], B = count; of leaves [A, …], what B // A rows side by side share."""
-  return jax.tree.map(lambda x: x[rows if count is None else rows // (count // len(x))], tree)
+def take_rows(tree: Any, rows: jax.Array, count: int) -> Any:
+  """Rows int32[…] of a tree [B, …], B = count.
+
+  Of leaves [A, …], what B // A rows side by side share, or the A // B entries that each row has side by side.
+  """
+  return jax.tree.map(lambda x: x[_entries(x, rows, count) if len(x) >= count else rows // (count // len(x))], tree)
+
+
+def put_rows(tree: Any, rows: jax.Array, new: Any, count: int) -> Any:
+  """The tree with others in the place of rows int32[…]; those from B = count on are dropped. None are shared."""
+  return jax.tree.map(lambda x, new: x.at[_entries(x, rows, count)].set(new, mode='drop'), tree, new)
+
+
+def _entries(x: jax.Array, rows: jax.Array, count: int) -> jax.Array:
+  each = len(x) // count
+  return rows if each == 1 else (rows[:, None] * each + jnp.arange(each)).reshape(-1)
 
 
 def _pass(decoding: Decoding, params: Policy, rows: Rows, passes: jax.Array, old: Episodes) -> Episodes:

@@ -140,7 +140,6 @@ def resume(
       before=decoder.Before(memory.prompt),
   )
   last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
-  cache = decoder.by_row(decoding.model, memory.cache)
 
   def load(now, sources):
     rows, states, last, cache = sources
@@ -148,13 +147,13 @@ def resume(
     before = decoder.Before(decoder.hide(rows.before.prompt, rows.first), since)
     pending = jnp.pad(last, [(0, 0), (0, decoding.interface.width - 1)])
     episodes = begin(
-        decoding, rows, states, passes, end=rows.first + 1, cache=decoder.flat(decoder.turned(cache, since, passes)),
+        decoding, rows, states, passes, end=rows.first + 1, cache=decoder.turned(cache, since, passes),
         pending=pending, pending_length=jnp.ones_like(rows.first),
     )
     return rows._replace(first=rows.first - now, uniform=jnp.roll(rows.uniform, now, axis=1), before=before), episodes
 
   trajectory = decode_in_turn(
-      decoding, Policy.prepared(params, decoding), load, (rows, states, last, cache), old=old, since=fork.slots,
+      decoding, Policy.prepared(params, decoding), load, (rows, states, last, memory.cache), old=old, since=fork.slots,
       wanted=fork.rows,
   )
   return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)

@@ -125,28 +125,19 @@ def grow(cache: Cache, entries: int) -> Cache:
   return Cache(tuple(pad(x, -1) for x in cache.keys), tuple(pad(x, -2) for x in cache.values))
 
 
-def by_row(config: ModelConfig, cache: Cache) -> Cache:
-  """The cache as [B, K, …]."""
-  return jax.tree.map(lambda x: x.reshape(-1, config.num_key_value_heads, *x.shape[-2:]), cache)
-
-
-def flat(cache: Cache) -> Cache:
-  """The cache from [B, K, …]."""
-  return cache if tensor_shards() > 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cache)
-
-
 def parts(read: KeysValues, seen: jax.Array) -> tuple[Part, ...]:
   """What has been read at once, layer by layer, of which slots bool[A, S] are seen."""
   return tuple(attention.part(keys, values, seen[:, None]) for keys, values in zip(*read))
 
 
 def turned(cache: Cache, since: jax.Array, entries: int) -> Cache:
-  """A cache of so many entries, in which the first of another are those of passes int32[B] and after; both `by_row`."""
+  """A cache of so many entries, in which the first of another are those of passes int32[B] and after."""
 
   def turn(x, axis):
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, entries - x.shape[axis])
-    return jax.vmap(lambda row, since: jnp.roll(row, since, axis))(jnp.pad(x, widths), since)
+    by = jnp.repeat(since, len(x) // len(since))
+    return jax.vmap(lambda row, by: jnp.roll(row, by, axis))(jnp.pad(x, widths), by)
 
   return Cache(tuple(turn(x, -1) for x in cache.keys), tuple(turn(x, -2) for x in cache.values))
 

@@ -64,7 +64,7 @@ def test_what_is_hidden_is_not_seen(since, passes):
   params, tokens, since = make_params(config), make_tokens(), np.array(since, np.int32)
   _, prompt, cache = fed(config, params, tokens)
   first = passes - jnp.maximum(since - PROMPT, 0)
-  cache = decoder.flat(decoder.turned(decoder.by_row(config, cache), first, SLOTS - PROMPT + 1))
+  cache = decoder.turned(cache, first, SLOTS - PROMPT + 1)
   weights = checkpoints.prepare(config, params, SLOTS)
   other = (tokens[np.arange(3), since] + 1) % config.vocab_size
   found, _ = checkpoints.feed(
