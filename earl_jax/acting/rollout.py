@@ -133,7 +133,8 @@ def resume(
   )
   interface, was = decoding.interface, old.states
   states = batched.reset(interface, instance, offered & fork.rows[:, None], was)
-  states = carry_out(interface, states, offered, recorded(old.actions, jnp.where(fork.rows, fork.slots, 0)), was)
+  again = recorded(old.actions[:, length:], jnp.where(fork.rows, fork.slots - length, 0))
+  states = carry_out(interface, states, offered, again, was)
   rows = Rows(
       first=first, start=old.start, uniform=_uniform(key, jnp.arange(count), first, passes), offered=offered,
       replay=Replay(jnp.tile(fork.route, (count, 1)), jnp.full(count, fork.route_length)),
