@@ -87,10 +87,11 @@ def choose_positions(
   best, slots = jax.lax.top_k(scores, count)
   possible = best > NEGATIVE / 2
   probabilities = jnp.where(possible, jax.nn.softmax(jnp.where(possible, best / SHARPNESS, NEGATIVE), axis=-1), 0.0)
-  before = jnp.cumsum(probabilities, axis=-1) - probabilities
-  kept = possible & (before < TOP_P)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
-  noise = jax.vmap(lambda k: jax.random.gumbel(k, (count,)))(keys)
-  pick = jnp.argmax(jnp.where(kept, jnp.log(jnp.maximum(probabilities, 1e-30)) + noise, NEGATIVE), axis=-1)
-  slot = jnp.take_along_axis(slots, pick[:, None], axis=-1)[:, 0]
+  up_to = jnp.cumsum(probabilities, axis=-1)
+  kept = possible & (up_to - probabilities < TOP_P)  # the first few
+  last = jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True) - 1, 0)
+  uniform = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (1,)))(row_ids)
+  drawn = uniform * jnp.take_along_axis(up_to, last, axis=-1)
+  pick = jnp.minimum(jnp.sum(up_to <= drawn, axis=-1, keepdims=True), last)
+  slot = jnp.take_along_axis(slots, pick, axis=-1)[:, 0]
   return jnp.where(possible[:, 0], slot, prompt_length).astype(jnp.int32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from earl_jax.acting import policy
 from earl_jax.acting.masked import NEGATIVE
-from earl_jax.acting.scoring import Choices, previous_hidden, score, Scoring
+from earl_jax.acting.scoring import Choices, previous_hidden, Scoring
 from earl_jax.acting.trajectory import Trajectory
 
 __all__ = ['Options', 'options']
@@ -38,14 +38,21 @@ class Options(NamedTuple):
   reference: jax.Array | None
 
 
-@functools.partial(jax.jit, static_argnames='scoring')
 def options(
     params: policy.Params, reference: policy.Params | None, trajectory: Trajectory, *, scoring: Scoring
 ) -> Options:
   """What was possible in a few episodes, which need not lie side by side with others of their prompts.
 
-  One forward pass, and then slot by slot, so that no more than [B, V] logits are in memory at a time.
+  Of each policy one forward pass, and then slot by slot, so that no more than [B, V] logits are in memory at a time.
   """
+  seen, _ = _look(params, trajectory, scoring=scoring)
+  known = None if reference is None else _look(reference, trajectory, scoring=scoring)[1]  # the same program once more
+  return seen._replace(reference=known)
+
+
+@functools.partial(jax.jit, static_argnames='scoring')
+def _look(params: policy.Params, trajectory: Trajectory, *, scoring: Scoring) -> tuple[Options, jax.Array]:
+  """Options without a reference, and float32[B, S], the log-probabilities of the actions."""
   scoring = dataclasses.replace(scoring, rows_per_prompt=1)
   length, space = scoring.prompt_length, scoring.space
   hidden = previous_hidden(params, trajectory, scoring)
@@ -58,9 +65,9 @@ def options(
     logits, tokens = jax.lax.top_k(d.vocabulary.reshape(len(hidden), -1), min(TOKENS, space.vocab_size))
     possible = jnp.where(choices.words[:, None], logits - d.log_normaliser[:, None], NEGATIVE)
     expanded = jnp.where(choices.legal, d.expanded - d.log_normaliser[:, None], NEGATIVE)
-    return tokens, possible, expanded, policy.entropy(d)
+    return Options(tokens, possible, expanded, policy.entropy(d), None), policy.log_prob(
+        d, space.vocab_size, choices.actions
+    )
 
   by_slot = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (hidden, choices))
-  looked = [jnp.swapaxes(x, 0, 1) for x in jax.lax.map(look, by_slot)]
-  known = None if reference is None else score(reference, trajectory, scoring).log_probs[:, length:]
-  return Options(*looked, known)
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.lax.map(look, by_slot))

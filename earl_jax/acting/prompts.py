@@ -25,9 +25,20 @@ class Prompts(NamedTuple):
   offered: jax.Array
 
 
-def read_prompts(
-    model: transformer.ModelConfig, params: Params, tokens: jax.Array, start: jax.Array
-) -> tuple[jax.Array, transformer.KeysValues]:
-  """(hidden dtype[G, D] after the last token, keys and values) of prompts int32[G, P], left-padded up to start."""
+class ReadPrompts(NamedTuple):
+  """What the model makes of prompts.
+
+  Attributes:
+    hidden: dtype[G, D], after the last token.
+    keys_values: of all tokens.
+  """
+
+  hidden: jax.Array
+  keys_values: transformer.KeysValues
+
+
+def read_prompts(model: transformer.ModelConfig, params: Params, tokens: jax.Array, start: jax.Array) -> ReadPrompts:
+  """Reads prompts int32[G, P], left-padded up to start."""
   hidden, keys_values = transformer.apply(model, params['model'], tokens, start, adapters=params.get('adapters'))
-  return hidden[:, -1], jax.tree.map(lambda x: constrain(x, None, 'rows', None, 'kv_heads'), keys_values)
+  keys_values = jax.tree.map(lambda x: constrain(x, None, 'rows', None, 'kv_heads'), keys_values)
+  return ReadPrompts(hidden[:, -1], keys_values)

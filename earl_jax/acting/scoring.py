@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.acting import policy
-from earl_jax.acting.prompts import read_prompts
+from earl_jax.acting.prompts import read_prompts, ReadPrompts
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.action_space import ActionSpace
 from earl_jax.devices.sharding import on_own_rows
@@ -85,20 +85,33 @@ class Choices(NamedTuple):
     return policy.distribution(heads, scoring.space, hidden, self.words, self.legal, temperature=scoring.temperature)
 
 
-def score(params: policy.Params, trajectory: Trajectory, scoring: Scoring) -> Scores:
-  """The policy's scores of a trajectory's decisions."""
+def score(
+    params: policy.Params, trajectory: Trajectory, scoring: Scoring, prompts: ReadPrompts | None = None
+) -> Scores:
+  """The policy's scores of a trajectory's decisions; `prompts` as in `previous_hidden`."""
   length = scoring.prompt_length
-  hidden = previous_hidden(params, trajectory, scoring)
+  hidden = previous_hidden(params, trajectory, scoring, prompts)
   scores = score_choices(params, hidden, Choices.of(trajectory, length), scoring)
   return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (length, 0)]), scores)  # nothing is decided in a prompt
 
 
-def previous_hidden(params: policy.Params, trajectory: Trajectory, scoring: Scoring) -> jax.Array:
-  """dtype[B, T - P, D]: the hidden state before every slot of the response, from one forward pass."""
-  model, shared, length = scoring.model, scoring.rows_per_prompt, scoring.prompt_length
-  prompts, start = trajectory.tokens[::shared, :length], trajectory.start[::shared]
-  first, prompt = read_prompts(model, params, prompts, start)
-  response = trajectory.tokens[:, length:-1]
+def read(params: policy.Params, trajectory: Trajectory, scoring: Scoring) -> ReadPrompts:
+  """The prompts of a trajectory, each read once for all rows side by side that have it."""
+  shared, length = scoring.rows_per_prompt, scoring.prompt_length
+  return read_prompts(scoring.model, params, trajectory.tokens[::shared, :length], trajectory.start[::shared])
+
+
+def previous_hidden(
+    params: policy.Params, trajectory: Trajectory, scoring: Scoring, prompts: ReadPrompts | None = None
+) -> jax.Array:
+  """dtype[B, T - P, D]: the hidden state before every slot of the response, from one forward pass.
+
+  Args:
+    prompts: those of the trajectory, if they have been read: see `read`.
+  """
+  model, shared = scoring.model, scoring.rows_per_prompt
+  first, prompt = prompts or read(params, trajectory, scoring)
+  response = trajectory.tokens[:, scoring.prompt_length : -1]
   if not response.shape[1]:  # the first decision is all that there is room for
     return jnp.repeat(first, shared, axis=0)[:, None]
   rest, _ = transformer.apply(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from earl_jax.acting import policy
-from earl_jax.acting.scoring import score, Scoring
+from earl_jax.acting.scoring import read, score, Scoring
 from earl_jax.acting.trajectory import Trajectory
 from earl_jax.devices.sharding import constrain
 from earl_jax.learning.batches import at_width, Split
@@ -29,14 +29,16 @@ def log_probs(reference: policy.Params, trajectory: Trajectory, split: Split, *,
   """float32[B, T]: log-probabilities of the reference policy over V alone; 0 in rows that the update leaves out."""
   slots = trajectory.slots
 
-  def score_rows(rows):
-    scores = score(reference, rows, scoring)
+  def score_rows(rows, prompts):
+    scores = score(reference, rows, scoring, prompts)
     return jnp.pad(scores.vocabulary_log_probs, [(0, 0), (0, slots - rows.slots)])
 
   def mini_batch(scores, split: Split):
     def micro_batch(i, scores):
       rows = jax.tree.map(lambda x: x[split.rows[i]], trajectory)
-      return scores.at[split.rows[i]].set(at_width(score_rows, rows, rows, scoring.prompt_length))
+      prompts = read(reference, rows, scoring)  # outside, where it is compiled once for all widths
+      new = at_width(lambda rows: score_rows(rows, prompts), rows, rows, scoring.prompt_length)
+      return scores.at[split.rows[i]].set(new)
 
     return jax.lax.fori_loop(0, split.counts, micro_batch, scores), None
 

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 import optax
 
 from earl_jax.acting import policy
-from earl_jax.acting.scoring import score, Scoring
+from earl_jax.acting.prompts import ReadPrompts
+from earl_jax.acting.scoring import read, score, Scoring
 from earl_jax.config import AlgorithmConfig, Config
 from earl_jax.devices.sharding import by_row, in_layers, placed, tree_shardings
 from earl_jax.learning import losses
@@ -61,7 +62,8 @@ def abstract_state(params: policy.Params, optimizer: optax.GradientTransformatio
 
 
 def loss_and_metrics(
-    params: policy.Params, batch: Batch, total: jax.Array, *, scoring: Scoring, config: AlgorithmConfig
+    params: policy.Params, batch: Batch, total: jax.Array, prompts: ReadPrompts | None = None, *, scoring: Scoring,
+    config: AlgorithmConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum over the rows' decisions, divided by `total`, the decisions of the whole mini-batch.
 
@@ -69,9 +71,12 @@ def loss_and_metrics(
 
   In rows to imitate, cross-entropy takes the place of all three. The gradients of micro-batches add up to that of the
   mini-batch, however it is split.
+
+  Args:
+    prompts: those of the batch, if they have been read: see `scoring.read`.
   """
   trajectory = batch.trajectory
-  scores = score(params, trajectory, scoring)
+  scores = score(params, trajectory, scoring, prompts)
   decisions = trajectory.decisions
   log_ratio = losses.bounded(jnp.where(decisions, scores.log_probs - trajectory.log_probs, 0.0))
   surrogate = losses.clipped_surrogate(
@@ -126,10 +131,10 @@ def update_step(
   """
   frozen = frozen or {}
 
-  def loss(params: policy.Params, batch: Batch, total: jax.Array):
-    return loss_and_metrics(frozen | params, batch, total, scoring=scoring, config=config)
+  def loss(params: policy.Params, prompts: ReadPrompts, batch: Batch, total: jax.Array):
+    return loss_and_metrics(frozen | params, batch, total, prompts, scoring=scoring, config=config)
 
-  grad = jax.grad(loss, has_aux=True)
+  grad = jax.grad(loss, (0, 1), has_aux=True)
 
   def mini_batch(state: TrainState, split: Split):
     total = jnp.maximum(jnp.sum(batch.trajectory.decisions[split.rows.reshape(-1)]), 1)
@@ -137,8 +142,13 @@ def update_step(
 
     def micro_batch(i, sums):
       rows = jax.tree.map(lambda x: x[split.rows[i]], batch)
-      grads = at_width(lambda rows: grad(params, rows, total), rows, rows.trajectory, scoring.prompt_length)
-      return jax.tree.map(jnp.add, sums, grads)  # into float32
+      # Prompts are as long at every width: read outside, forwards and backwards, they are compiled once.
+      prompts, back = jax.vjp(lambda params: read(frozen | params, rows.trajectory, scoring), params)
+      (grads, of_prompts), metrics = at_width(
+          lambda rows: grad(params, prompts, rows, total), rows, rows.trajectory, scoring.prompt_length
+      )
+      sums = jax.tree.map(jnp.add, sums, (grads, metrics))  # into float32
+      return jax.tree.map(jnp.add, sums[0], *back(of_prompts)), sums[1]
 
     # Said here once more, since to find them out is to trace the model once more; a sum of others fails.
     names = ('loss', 'entropy', 'clip_fraction', 'approx_kl', *(('kl',) if config.kl else ()))
