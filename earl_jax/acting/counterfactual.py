@@ -87,11 +87,9 @@ def choose_positions(
   best, slots = jax.lax.top_k(scores, count)
   possible = best > NEGATIVE / 2
   probabilities = jnp.where(possible, jax.nn.softmax(jnp.where(possible, best / SHARPNESS, NEGATIVE), axis=-1), 0.0)
-  up_to = jnp.cumsum(probabilities, axis=-1)
-  kept = possible & (up_to - probabilities < TOP_P)  # the first few
-  last = jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True) - 1, 0)
-  uniform = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (1,)))(row_ids)
-  drawn = uniform * jnp.take_along_axis(up_to, last, axis=-1)
-  pick = jnp.minimum(jnp.sum(up_to <= drawn, axis=-1, keepdims=True), last)
+  before = jnp.cumsum(probabilities, axis=-1) - probabilities
+  up_to = jnp.cumsum(jnp.where(before < TOP_P, probabilities, 0.0), axis=-1)
+  uniform = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(row_ids)
+  pick = jnp.argmax(up_to > (uniform * up_to[:, -1])[:, None], axis=-1, keepdims=True)
   slot = jnp.take_along_axis(slots, pick, axis=-1)[:, 0]
   return jnp.where(possible[:, 0], slot, prompt_length).astype(jnp.int32)
