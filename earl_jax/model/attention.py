@@ -86,23 +86,25 @@ def _attend_forward(q, parts):
   weights = [x.astype(q.dtype) for x in weights]
   y = sum(_by_row(_product('akrt,akth->akrh', x, part.values), q) for x, part in zip(weights, parts))
   # The softmax is divided out last, where there is least to divide.
-  y = (y / total[..., None]).astype(q.dtype)
-  return y, (q, parts, weights, total, y)
+  return (y / total[..., None]).astype(q.dtype), (q, parts, weights, total)
 
 
 def _attend_backward(kept, gradient):
-  """By hand, for two reasons: what a softmax takes back is a sum over the head width here, not over keys; and the large
-  arrays, [R, T], enter their products as they lie, where they would be turned over first.
+  """By hand, so that the large arrays, [R, T], enter their products as they lie, where they would be turned over first.
+
+  What the softmax takes back is a sum over keys, as a product, which is faster than a sum. Over the head width there is
+  less to add, but what it is taken from comes out of another product then: where one key has all the weight the two
+  would not cancel, and large queries multiply the rest.
   """
-  q, parts, weights, total, y = kept
-  taken = _product('bskgh,bskgh->bskg', gradient, y) / total
+  q, parts, weights, total = kept
   gradient = (gradient / total[..., None]).astype(q.dtype)
+  of_weights = [_product('akrh,akth->akrt', _like(gradient, part), part.values) for part in parts]
+  given = [x * y for x, y in zip(weights, of_weights)]
+  taken = sum(_by_row(_product('akrt,t->akr', x, jnp.ones(x.shape[-1])), q) for x in given) / total
   of_q, of_parts = 0.0, []
-  for part, x in zip(parts, weights):
-    back = _like(gradient, part)
-    of_values = _product('akrh,akrt->akht', back, x).swapaxes(2, 3)
-    of_scores = _product('akrh,akth->akrt', back, part.values) - _like(taken, part)[..., None]
-    of_scores = (x * of_scores).astype(q.dtype)
+  for part, x, y in zip(parts, weights, given):
+    of_values = _product('akrh,akrt->akht', _like(gradient, part), x).swapaxes(2, 3)
+    of_scores = (y - x * _like(taken, part)[..., None]).astype(q.dtype)
     of_keys = _product('akrh,akrt->akht', _like(q, part), of_scores)
     of_q += _by_row(_product('akrt,akht->akrh', of_scores, part.keys), q)
     of_parts.append(Part(of_keys.astype(q.dtype), of_values.astype(q.dtype), jnp.zeros_like(part.bias)))
