@@ -74,7 +74,15 @@ def test_a_run_too_large_for_every_device():
 def test_the_largest_micro_batch_that_fits(tmp_path, monkeypatch, capsys):
   tiny.write_model(tmp_path)
   experiment, _ = set_up(tiny.parsed(tmp_path, **{'algorithm.micro_batch': 0}))
-  config = experiment.config
+  config, plans, plan_anew = experiment.config, {}, memory.plan
+
+  def plan_once(experiment, mesh):  # it takes a second, and is asked for the same sizes again and again
+    size = experiment.config.algorithm.micro_batch
+    if size not in plans:
+      plans[size] = plan_anew(experiment, mesh)
+    return plans[size]
+
+  monkeypatch.setattr(memory, 'plan', plan_once)
   rows = config.rollout.prompts // config.algorithm.mini_batches * config.rollout.group
   peaks = {size: memory.plan(memory.with_micro_batch(experiment, size), experiment.mesh).peak
            for size in range(1, rows + 1) if rows % size == 0}

@@ -247,6 +247,7 @@ class Transformer(nn.Module):
     return RMSNorm(c.rms_norm_eps, name='final_norm')(x), keys_values
 
 
+@functools.partial(jax.jit, static_argnums=0)  # or the layers would be compiled, and run, for what nobody reads
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
   """Random parameters: a nested dict of float32 arrays, those of the layers stacked along a leading [L]."""
   tokens = jnp.zeros((1, 1), jnp.int32)

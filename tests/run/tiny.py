@@ -5,12 +5,15 @@ As a config file it takes the model's folder: `--config=tests/run/tiny.py:FOLDER
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax
 import pytest
@@ -51,7 +54,11 @@ def parsed(model, **changes):
   return config_lib.parse(config)
 
 
-def write_model(folder):
+@functools.cache
+def written() -> tempfile.TemporaryDirectory:
+  """The model's folder, made once; it is gone with the process."""
+  made = tempfile.TemporaryDirectory()
+  folder = pathlib.Path(made.name)
   build.build_tokenizer(folder)
   tokenizer = load_tokenizer(folder)
   model = transformer.ModelConfig(
@@ -59,7 +66,11 @@ def write_model(folder):
       num_key_value_heads=1, head_dim=8,
   )
   hf.save_checkpoint(folder, model, transformer.init_params(model, jax.random.key(0)), tokenizer.eos_token_id)
-  return folder
+  return made
+
+
+def write_model(folder):
+  return shutil.copytree(written().name, folder, dirs_exist_ok=True)
 
 
 @contextlib.contextmanager
