@@ -92,15 +92,16 @@ def _attend_forward(q, parts):
 def _attend_backward(kept, gradient):
   """By hand, so that the large arrays, [R, T], enter their products as they lie, where they would be turned over first.
 
-  What the softmax takes back is a sum over keys, as a product, which is faster than a sum. Over the head width there is
-  less to add, but what it is taken from comes out of another product then: where one key has all the weight the two
-  would not cancel, and large queries multiply the rest.
+  What the softmax takes back is a sum over keys, as a product, which is faster than a sum, and exact, for accelerators
+  round what they multiply. Over the head width there is less to add, but what it is taken from comes out of another
+  product then: where one key has all the weight the two would not cancel, and large queries multiply the rest.
   """
   q, parts, weights, total = kept
   gradient = (gradient / total[..., None]).astype(q.dtype)
   of_weights = [_product('akrh,akth->akrt', _like(gradient, part), part.values) for part in parts]
   given = [x * y for x, y in zip(weights, of_weights)]
-  taken = sum(_by_row(_product('akrt,t->akr', x, jnp.ones(x.shape[-1])), q) for x in given) / total
+  sums = [jnp.einsum('akrt,t->akr', x, jnp.ones(x.shape[-1]), precision='highest') for x in given]
+  taken = sum(_by_row(x, q) for x in sums) / total
   of_q, of_parts = 0.0, []
   for part, x, y in zip(parts, weights, given):
     of_values = _product('akrh,akrt->akht', _like(gradient, part), x).swapaxes(2, 3)
