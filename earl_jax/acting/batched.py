@@ -16,7 +16,7 @@ import numpy as np
 from earl_jax.acting.masked import where_rows
 from earl_jax.action_space import LANGUAGE
 from earl_jax.config import UserError
-from earl_jax.devices.sharding import BATCH
+from earl_jax.devices.sharding import on_own_rows, tensor_shards
 from earl_jax.environments import host
 from earl_jax.environments.host import HostState, OnHost
 from earl_jax.interfaces.expanded import Effect, ExpandedInterface, States
@@ -158,20 +158,22 @@ def _ask(call: Callable[..., States], states: States, needed: jax.Array, rest: A
 
   Every device asks for its own rows; of several that hold the same ones, the first, which tells the others.
   """
-  shape = dict(jax.sharding.get_abstract_mesh().shape)
-  copies = shape.get('tensor', 1)
 
-  def own(states, needed, rest):
-    first = jax.lax.axis_index('tensor') == 0 if copies > 1 else jnp.bool_(True)
+  def copy(states, needed, rest):
+    first = jax.lax.axis_index('tensor') == 0
     new = _on_host(call, states, needed & first, rest)
-    if copies == 1:
-      return new
     return jax.tree.map(lambda x: jax.lax.psum(jnp.where(first, x, 0), 'tensor').astype(x.dtype), new)
 
+  def own(_, *rows):
+    if tensor_shards() == 1:
+      return _on_host(call, *rows)
+    axes = set(jax.sharding.get_abstract_mesh().auto_axes)
+    every = PartitionSpec()
+    return jax.shard_map(copy, in_specs=every, out_specs=every, axis_names=axes, check_vma=False)(*rows)
+
   asked = {name: state._replace(past=()) for name, state in states.items()}
-  if any(size > 1 for size in shape.values()):
-    own = jax.shard_map(own, in_specs=PartitionSpec(BATCH), out_specs=PartitionSpec(BATCH), check_vma=False)
-  return {name: new._replace(past=states[name].past) for name, new in own(asked, needed, rest).items()}
+  new = on_own_rows(own, (), asked, needed, rest)
+  return {name: state._replace(past=states[name].past) for name, state in new.items()}
 
 
 def _on_host(call: Callable[..., States], states: States, needed: jax.Array, rest: Any) -> States:

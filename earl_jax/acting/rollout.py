@@ -12,7 +12,7 @@ from earl_jax.acting.decode_loop import begin, blank, decode, Decoding, placed, 
 from earl_jax.acting.prompts import Prompts, read_prompts
 from earl_jax.acting.replay import carry_out, recorded, Replay
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.devices.sharding import constrain, gathered
+from earl_jax.devices.sharding import constrain, gathered, on_own_rows
 from earl_jax.model import attention, decoder
 
 __all__ = ['begun', 'Decoding', 'Fork', 'Memory', 'remembered_rollout', 'Replay', 'resume', 'rollout',
@@ -85,7 +85,7 @@ def rollout_in_turn(
   unplayed, length = begun(prompts, decoding), prompts.tokens.shape[1]
   first, passes = unplayed.end, decoding.slots - length
 
-  def load(now, sources):
+  def load(params, now, sources):
     prompts, first, uniform, states = sources
     hidden, keys_values = read_prompts(decoding.model, params, prompts.tokens, prompts.start)
     prompt = decoder.parts(keys_values, jnp.arange(length) >= prompts.start[:, None])
@@ -97,9 +97,7 @@ def rollout_in_turn(
     return rows, begin(decoding, rows, states, passes, end=first, hidden=hidden, cache=cache)
 
   sources = prompts, first, _uniform(key, row_ids, first, passes), unplayed.states
-  trajectory = decode_in_turn(
-      decoding, Policy.prepared(params, decoding), load, sources, old=unplayed, since=first, wanted=wanted
-  )
+  trajectory = decode_in_turn(decoding, load, params, sources, old=unplayed, since=first, wanted=wanted)
   return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)
 
 
@@ -142,7 +140,7 @@ def resume(
   )
   last = jnp.take_along_axis(old.tokens, first[:, None], axis=1)
 
-  def load(now, sources):
+  def load(_, now, sources):
     rows, states, last, cache = sources
     since = now - jnp.maximum(rows.first - length, 0)  # what stays, as if it had been fed just before
     before = decoder.Before(decoder.hide(rows.before.prompt, rows.first), since)
@@ -153,10 +151,8 @@ def resume(
     )
     return rows._replace(first=rows.first - now, uniform=jnp.roll(rows.uniform, now, axis=1), before=before), episodes
 
-  trajectory = decode_in_turn(
-      decoding, Policy.prepared(params, decoding), load, (rows, states, last, memory.cache), old=old, since=fork.slots,
-      wanted=fork.rows,
-  )
+  sources = rows, states, last, memory.cache
+  trajectory = decode_in_turn(decoding, load, params, sources, old=old, since=fork.slots, wanted=fork.rows)
   return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory)
 
 
@@ -186,7 +182,9 @@ def _rollout(params, prompts: Prompts, row_ids, key, *, replay, decoding: Decodi
       replay=replay, before=decoder.Before(prompt),
   )
   episodes = begin(decoding, rows, unplayed.states, passes, hidden=hidden)
-  episodes = decode(decoding, Policy.prepared(params, decoding), rows, episodes)
+  episodes = on_own_rows(
+      lambda params, *rest: decode(decoding, Policy.prepared(params, decoding), *rest), params, rows, episodes
+  )
   trajectory = placed(episodes, first, unplayed, first)
   return jax.tree.map(lambda x: constrain(x, 'rows'), trajectory), Memory(prompt, episodes.cache)
 

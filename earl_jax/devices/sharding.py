@@ -167,11 +167,19 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def fitting(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
   """How the mesh of `jax.set_mesh` shares out the first axes of an array, named as logical ones, where it divides them.
+
+  Mesh axes along which every device is already by itself (`on_own_rows`) are left out.
   """
-  sizes = jax.sharding.get_abstract_mesh().shape
-  rules = [RULES.get(name) for name in axes]
-  parts = [math.prod(sizes[a] for a in ((rule,) if isinstance(rule, str) else rule or ())) for rule in rules]
-  return PartitionSpec(*(rule if size % n == 0 else None for rule, n, size in zip(rules, parts, shape)))
+  mesh = jax.sharding.get_abstract_mesh()
+  rules = [RULES.get(name) or () for name in axes]
+  rules = [_shared((rule,) if isinstance(rule, str) else rule) for rule in rules]
+  parts = [math.prod(mesh.shape[axis] for axis in rule) for rule in rules]
+  return PartitionSpec(*(rule or None if size % n == 0 else None for rule, n, size in zip(rules, parts, shape)))
+
+
+def _shared(axes: tuple[str, ...]) -> tuple[str, ...]:
+  """Those of some mesh axes that the compiler shares out."""
+  return tuple(axis for axis in axes if axis not in jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def tensor_shards() -> int:
@@ -205,25 +213,47 @@ def in_layers(params: Any, dtype: str) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def on_own_rows(f: Callable[..., Any], params: Any, *rows: Any) -> Any:
+def on_own_rows(f: Callable[..., Any], params: Any, *rows: Any, axes: tuple[str, ...] = BATCH) -> Any:
   """`f(params, *rows)`, worked out by every device for the rows that lie on it; `f` as it is where they lie together.
 
-  For a loop that uses the same parameters at every turn. Devices add up what their rows make of the gradient of
-  `params` once, after the loop; left to the compiler they do it at every turn.
+  For loops: devices wait for each other at none of their turns, and each may take as many as its rows need. They add up
+  what their rows make of the gradient of `params` once, after the loop; left to the compiler they do it at every turn.
 
   Args:
-    params: whole along data and fsdp.
+    params: whole along the axes.
     rows: trees of arrays whose first axis is shared out over data and fsdp, as is that of all results.
+    axes: of the mesh. Along others that rows are shared out over, the compiler sees to them and to the parameters.
   """
-  shape = jax.sharding.get_abstract_mesh().shape
-  axes = tuple(axis for axis in BATCH if shape.get(axis, 1) > 1)
-  if not axes:
+  return _by_device(f, axes, params, rows, sums=False)
+
+
+def added_up(f: Callable[..., Any], params: Any, *rows: Any) -> Any:
+  """The sum of `f(params, *rows)` over the devices along data, each of which works it out for the rows that lie there.
+
+  Args:
+    params: whole along data; what lies apart along fsdp is gathered where it is used.
+    rows: as in `on_own_rows`; results have no axis for them.
+  """
+  return _by_device(f, ('data',), params, rows, sums=True)
+
+
+def _by_device(f: Callable[..., Any], axes: tuple[str, ...], params: Any, rows: tuple, *, sums: bool) -> Any:
+  """One of the two above.
+
+  All is left to the compiler where it would still have two axes to see to: there its partitioner fails (jaxlib 0.10 and
+  0.12: a failed check, on a gather from what is shared out over both).
+  """
+  many = {axis for axis, size in jax.sharding.get_abstract_mesh().shape.items() if size > 1}
+  apart = tuple(axis for axis in _shared(axes) if axis in many)
+  if not apart or len(many - set(axes)) > 1:
     return f(params, *rows)
 
   def own(params, *rows):
-    return f(jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), params), *rows)
+    found = f(params, *rows)
+    return jax.lax.psum(found, apart) if sums else found
 
-  spec = PartitionSpec(axes)
-  return jax.shard_map(own, in_specs=(PartitionSpec(), *[spec] * len(rows)), out_specs=spec, axis_names=set(axes))(
-      params, *rows
-  )
+  of_rows = PartitionSpec(apart)
+  return jax.shard_map(
+      own, in_specs=(PartitionSpec(), *[of_rows] * len(rows)), out_specs=PartitionSpec() if sums else of_rows,
+      axis_names=set(apart), check_vma=False,
+  )(params, *rows)

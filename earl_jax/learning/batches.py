@@ -86,8 +86,8 @@ def split_rows(config: Config, step: int, advantages: np.ndarray, lengths: np.nd
   """A random split of the prompts into mini-batches, and of their rows into micro-batches by length.
 
   The rows of a prompt are cut into blocks of `together` by length, and the blocks of a mini-batch are sorted by length
-  too. Under `skip_zero` rows with advantage 0 count as longer than any, and micro-batches that hold no other are left
-  out.
+  too, every other micro-batch the other way round: devices share each, and then none has the longest rows of all. Under
+  `skip_zero` rows with advantage 0 count as longer than any, and micro-batches that hold no other are left out.
 
   Args:
     advantages, lengths: [B].
@@ -100,7 +100,9 @@ def split_rows(config: Config, step: int, advantages: np.ndarray, lengths: np.nd
   rows = rows + np.argsort(length.reshape(-1, group), axis=1, kind='stable')[rows[:, 0] // group]
   blocks = rows.reshape(minis, -1, together)
   order = np.argsort(np.min(length[blocks], axis=2), axis=1, kind='stable')
-  rows = np.take_along_axis(blocks, order[..., None], axis=1).reshape(minis, -1, micro)
+  rows = np.take_along_axis(blocks, order[..., None], axis=1).reshape(minis, -1, micro // together, together)
+  rows[:, 1::2] = rows[:, 1::2, ::-1]
+  rows = rows.reshape(minis, -1, micro)
   counts = np.sum(~np.all(idle[rows], axis=2), axis=1)
   return Split(rows.astype(np.int32), counts.astype(np.int32))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from earl_jax.acting import policy
 from earl_jax.acting.scoring import read, score, Scoring
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.devices.sharding import constrain
+from earl_jax.devices.sharding import constrain, on_own_rows
 from earl_jax.learning.batches import at_width, Split
 
 
@@ -27,20 +27,28 @@ def keep(params: policy.Params, shardings: Any, on_host: bool) -> policy.Params:
 @functools.partial(jax.jit, static_argnames='scoring')
 def log_probs(reference: policy.Params, trajectory: Trajectory, split: Split, *, scoring: Scoring) -> jax.Array:
   """float32[B, T]: log-probabilities of the reference policy over V alone; 0 in rows that the update leaves out."""
-  slots = trajectory.slots
+  slots, order = trajectory.slots, split.rows.transpose(2, 0, 1)
 
-  def score_rows(rows, prompts):
-    scores = score(reference, rows, scoring, prompts)
-    return jnp.pad(scores.vocabulary_log_probs, [(0, 0), (0, slots - rows.slots)])
+  def score_rows(params, rows: Trajectory):
+    """float32[rows of a micro-batch, mini-batches, micro-batches, T]."""
+    reference, counts = params
 
-  def mini_batch(scores, split: Split):
-    def micro_batch(i, scores):
-      rows = jax.tree.map(lambda x: x[split.rows[i]], trajectory)
-      prompts = read(reference, rows, scoring)  # outside, where it is compiled once for all widths
-      new = at_width(lambda rows: score_rows(rows, prompts), rows, rows, scoring.prompt_length)
-      return scores.at[split.rows[i]].set(new)
+    def at(micro, prompts):
+      scores = score(reference, micro, scoring, prompts)
+      return jnp.pad(scores.vocabulary_log_probs, [(0, 0), (0, slots - micro.slots)])
 
-    return jax.lax.fori_loop(0, split.counts, micro_batch, scores), None
+    def micro_batch(mini, i, scores):
+      micro = jax.tree.map(lambda x: x[:, mini, i], rows)
+      prompts = read(reference, micro, scoring)  # outside, where it is compiled once for all widths
+      new = at_width(lambda micro: at(micro, prompts), micro, micro, scoring.prompt_length)
+      return scores.at[:, mini, i].set(new)
 
-  scores = jax.lax.scan(mini_batch, jnp.zeros(trajectory.tokens.shape, jnp.float32), split)[0]
+    def mini_batch(mini, scores):
+      return jax.lax.fori_loop(0, counts[mini], functools.partial(micro_batch, mini), scores)
+
+    return jax.lax.fori_loop(0, len(counts), mini_batch, jnp.zeros(rows.tokens.shape, jnp.float32))
+
+  rows = jax.tree.map(lambda x: constrain(x[order], 'rows'), trajectory)
+  scores = on_own_rows(score_rows, (reference, jnp.asarray(split.counts)), rows, axes=('data',))
+  scores = jnp.zeros(trajectory.tokens.shape, jnp.float32).at[order].set(scores)
   return constrain(scores, 'rows')  # as the update has them where there is no reference: one program

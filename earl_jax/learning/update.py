@@ -12,7 +12,7 @@ from earl_jax.acting import policy
 from earl_jax.acting.prompts import ReadPrompts
 from earl_jax.acting.scoring import read, score, Scoring
 from earl_jax.config import AlgorithmConfig, Config
-from earl_jax.devices.sharding import by_row, in_layers, placed, tree_shardings
+from earl_jax.devices.sharding import added_up, by_row, constrain, in_layers, placed, tree_shardings
 from earl_jax.learning import losses
 from earl_jax.learning.batches import at_width, Batch, Split
 
@@ -131,29 +131,36 @@ def update_step(
   """
   frozen = frozen or {}
 
-  def loss(params: policy.Params, prompts: ReadPrompts, batch: Batch, total: jax.Array):
-    return loss_and_metrics(frozen | params, batch, total, prompts, scoring=scoring, config=config)
+  # Said here once more, since to find them out is to trace the model once more; a sum of others fails.
+  names = ('loss', 'entropy', 'clip_fraction', 'approx_kl', *(('kl',) if config.kl else ()))
 
-  grad = jax.grad(loss, (0, 1), has_aux=True)
+  def gradients(params, rows: Batch):
+    """Of rows [rows of a micro-batch, micro-batches, …], and metrics: sums over as many micro-batches as are told."""
+    params, frozen, total, count = params
 
-  def mini_batch(state: TrainState, split: Split):
-    total = jnp.maximum(jnp.sum(batch.trajectory.decisions[split.rows.reshape(-1)]), 1)
-    params = in_layers(state.params, scoring.model.dtype)
+    def loss(params: policy.Params, prompts: ReadPrompts, batch: Batch):
+      return loss_and_metrics(frozen | params, batch, total, prompts, scoring=scoring, config=config)
+
+    grad = jax.grad(loss, (0, 1), has_aux=True)
 
     def micro_batch(i, sums):
-      rows = jax.tree.map(lambda x: x[split.rows[i]], batch)
+      batch = jax.tree.map(lambda x: x[:, i], rows)
       # Prompts are as long at every width: read outside, forwards and backwards, they are compiled once.
-      prompts, back = jax.vjp(lambda params: read(frozen | params, rows.trajectory, scoring), params)
+      prompts, back = jax.vjp(lambda params: read(frozen | params, batch.trajectory, scoring), params)
       (grads, of_prompts), metrics = at_width(
-          lambda rows: grad(params, prompts, rows, total), rows, rows.trajectory, scoring.prompt_length
+          lambda batch: grad(params, prompts, batch), batch, batch.trajectory, scoring.prompt_length
       )
       sums = jax.tree.map(jnp.add, sums, (grads, metrics))  # into float32
       return jax.tree.map(jnp.add, sums[0], *back(of_prompts)), sums[1]
 
-    # Said here once more, since to find them out is to trace the model once more; a sum of others fails.
-    names = ('loss', 'entropy', 'clip_fraction', 'approx_kl', *(('kl',) if config.kl else ()))
-    zeros = jax.tree.map(jnp.zeros_like, state.params), dict.fromkeys(names, jnp.float32(0))
-    grads, metrics = jax.lax.fori_loop(0, split.counts, micro_batch, zeros)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params), dict.fromkeys(names, jnp.float32(0))
+    return jax.lax.fori_loop(0, count, micro_batch, zeros)
+
+  def mini_batch(state: TrainState, split: Split):
+    rows = jax.tree.map(lambda x: constrain(x[split.rows.T], 'rows'), batch)
+    total = jnp.maximum(jnp.sum(rows.trajectory.decisions), 1)
+    params = in_layers(state.params, scoring.model.dtype)
+    grads, metrics = added_up(gradients, (params, frozen, total, split.counts), rows)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)

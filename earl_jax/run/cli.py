@@ -36,6 +36,7 @@ NEEDED = {'jax_enable_x64': False, 'jax_numpy_rank_promotion': 'allow', 'jax_num
 
 
 MOST_DEVICES = 256  # that a CPU pretends to have
+MOST_CORES = 4  # that are devices of their own, unless more are asked for
 
 
 def start(
@@ -227,9 +228,7 @@ def read_config(values: flags.FlagValues) -> tuple[pathlib.Path, Config]:
 def prepare_jax(config: Config) -> None:
   """Sets JAX up for a run. Has an effect only before JAX is first used.
 
-  - On a CPU, as many devices as the numbers in `config.mesh` ask for. One, with threads of its own, is fastest: on two
-    cores a step of configs/sort4.py took 3.7 s with one device and 5.4 s with two, which wait for each other at every
-    token. XLA_FLAGS in the environment is left alone.
+  - A CPU becomes as many devices as `_cpu_devices` says. XLA_FLAGS in the environment is left alone.
   - Compiled programs are kept in the user's cache folder, so that a second start is fast. JAX_COMPILATION_CACHE_DIR
     chooses another place.
   - Settings of the environment that these programs cannot run under have no effect.
@@ -237,10 +236,25 @@ def prepare_jax(config: Config) -> None:
   for name, value in NEEDED.items():
     jax.config.update(name, value)
   if 'XLA_FLAGS' not in os.environ:
-    asked = math.prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size > 0)
-    asked = min(asked, MOST_DEVICES)  # more are refused when the mesh is made
-    os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={asked}'
+    os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={_cpu_devices(config)}'
   if jax.config.jax_compilation_cache_dir is None:
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(cache / 'earl_jax' / 'jax'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)  # small programs are many
+
+
+def _cpu_devices(config: Config) -> int:
+  """How many devices a CPU is: as many as the numbers in `config.mesh` ask for.
+
+  With the embedded model, where `config.mesh.data` leaves it open, the cores there are: its operations are too small to
+  be shared out over threads, and decoding keeps one core busy, whatever there are. Of a larger model there is one
+  device, with threads of its own: another would have another copy of all parameters.
+  """
+  mesh = config.mesh
+  asked = min(math.prod(size for size in (mesh.data, mesh.fsdp, mesh.tensor) if size > 0), MOST_DEVICES)
+  if config.model != 'embedded' or mesh.data != -1:
+    return asked
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  rows = math.gcd(config.rollout.prompts, config.rollout.chunk, config.algorithm.micro_batch)
+  fitting = [n for n in range(1, min(cores, MOST_CORES) // asked + 1) if rows % (n * mesh.fsdp) == 0]
+  return asked * max(fitting, default=1)

@@ -28,7 +28,7 @@ from earl_jax.run.rewards import checked
 from earl_jax.run.worked_examples import worked_examples
 from earl_jax.tasks.base import environment_names, environments_of, Example, Outcome, Task
 
-# Rows to go on with when the others have ended. On several devices rows stay where they are.
+# Rows to go on with, on all devices together, when the others have ended.
 MIN_ROWS = 32
 LONG = 128  # slots of a response from which on the cache grows once
 
@@ -76,7 +76,7 @@ class Experiment:
     return Decoding(
         model=self.model, interface=self.interface, end_tokens=self.end_tokens,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
-        min_rows=MIN_ROWS if self.mesh.size == 1 else None,
+        min_rows=max(MIN_ROWS // sharding.row_shards(self.mesh), 1),
         segments=2 if self.config.rollout.response_length >= LONG else 1, lanes=self.config.rollout.chunk,
     )
 

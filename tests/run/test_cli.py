@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from earl_jax import __main__, evaluate, train
-from earl_jax.config import default_config, MeshConfig, parse, stage, UserError
+from earl_jax.config import default_config, embedded_config, MeshConfig, parse, stage, UserError
 from earl_jax.devices import sharding
 from earl_jax.run import cli
 from earl_jax.run.workdir import claim_workdir
@@ -218,6 +218,29 @@ def test_the_list_takes_no_arguments(capsys, arguments, says):
 def test_devices_of_a_cpu(monkeypatch, changes, devices):
   monkeypatch.delenv('XLA_FLAGS')
   cli.prepare_jax(tiny.parsed('unused', **changes))
+  assert os.environ['XLA_FLAGS'] == f'--xla_force_host_platform_device_count={devices}'
+
+
+@pytest.mark.parametrize('cores, changes, devices', [
+    (1, {}, 1),
+    (2, {}, 2),
+    (3, {}, 2),  # 16 prompts cannot be shared out over three
+    (64, {}, 4),
+    (4, {'mesh.data': 1}, 1),
+    (4, {'mesh.data': 8}, 8),
+    (4, {'mesh.fsdp': 2}, 4),
+    (2, {'mesh.tensor': 4}, 4),
+    (4, {'rollout.prompts': 2}, 2),
+    (4, {'rollout.prompts': 1, 'rollout.chunk': 16, 'algorithm.micro_batch': 16, 'mesh.fsdp': 2}, 2),  # refused later
+    (4, {'algorithm.micro_batch': 0}, 4),
+])
+def test_every_core_is_a_device_for_the_embedded_model(monkeypatch, cores, changes, devices):
+  monkeypatch.delenv('XLA_FLAGS')
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(cores)), raising=False)
+  config = embedded_config()
+  config.curriculum, config.algorithm.mini_batches = (stage(('sort', {'n': 2}, 1.0)),), 1
+  config.update_from_flattened_dict(changes)
+  cli.prepare_jax(parse(config))
   assert os.environ['XLA_FLAGS'] == f'--xla_force_host_platform_device_count={devices}'
 
 
