@@ -117,7 +117,8 @@ def measure(experiment: Experiment, texts: dict[str, str]) -> dict[str, dict[str
 
 
 def compiled(experiment: Experiment) -> dict[str, str]:
-  return {name: lowered.compile().as_text() for name, lowered in programs.lower(experiment).items()}
+  # Of several loops in a rollout each would count as if it decoded every slot.
+  return {name: lowered.compile().as_text() for name, lowered in programs.lower(experiment, min_rows=None).items()}
 
 
 def table(measured: dict[int, dict[str, dict[str, int]]]) -> str:

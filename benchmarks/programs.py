@@ -77,13 +77,13 @@ def split(experiment: Experiment) -> Split:
   return split_rows(experiment.config, 0, alike, alike, experiment.scoring.rows_per_prompt)
 
 
-def lower(experiment: Experiment) -> dict[str, jax.stages.Lowered]:
-  """'rollout' and 'update', from shapes alone: the devices of the mesh need not be there."""
+def lower(experiment: Experiment, **changes) -> dict[str, jax.stages.Lowered]:
+  """'rollout' and 'update', from shapes alone: the devices of the mesh need not be there; changes: of `Decoding`."""
   config, step = experiment.config.rollout, advance(experiment)
   params, state = abstract_policy(experiment), abstract_state(experiment)
   _, frozen = policy.split(params)
   batch = abstract_batch(abstract_rollout(here(experiment)), sharding=experiment.rows)
-  decoding = experiment.decoding(config.group)
+  decoding = dataclasses.replace(experiment.decoding(config.group), **changes)
   play = rollout.remembered_rollout if experiment.config.algorithm.counterfactual else rollout.rollout
   with jax.set_mesh(experiment.mesh):
     return {

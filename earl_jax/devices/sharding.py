@@ -156,11 +156,11 @@ def _logical_axes(path: tuple, x: Any) -> tuple:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """`x` with its first axes shared out as the logical axes named; as it is outside of `jax.set_mesh`.
+  """`x` with its first axes shared out as the logical axes named; as it is where no mesh axis is left to the compiler.
 
   An axis that the mesh does not divide stays whole.
   """
-  if jax.sharding.get_abstract_mesh().empty:
+  if not jax.sharding.get_abstract_mesh().auto_axes:
     return x
   return jax.lax.with_sharding_constraint(x, fitting(x.shape, *axes))
 
@@ -168,18 +168,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def fitting(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
   """How the mesh of `jax.set_mesh` shares out the first axes of an array, named as logical ones, where it divides them.
 
-  Mesh axes along which every device is already by itself (`on_own_rows`) are left out.
+  Mesh axes along which every device is by itself already (`on_own_rows`) are left out.
   """
   mesh = jax.sharding.get_abstract_mesh()
   rules = [RULES.get(name) or () for name in axes]
-  rules = [_shared((rule,) if isinstance(rule, str) else rule) for rule in rules]
+  rules = [[axis for axis in ((rule,) if isinstance(rule, str) else rule) if axis in mesh.auto_axes] for rule in rules]
   parts = [math.prod(mesh.shape[axis] for axis in rule) for rule in rules]
-  return PartitionSpec(*(rule or None if size % n == 0 else None for rule, n, size in zip(rules, parts, shape)))
-
-
-def _shared(axes: tuple[str, ...]) -> tuple[str, ...]:
-  """Those of some mesh axes that the compiler shares out."""
-  return tuple(axis for axis in axes if axis not in jax.sharding.get_abstract_mesh().manual_axes)
+  return PartitionSpec(*(tuple(rule) if rule and size % n == 0 else None for rule, n, size in zip(rules, parts, shape)))
 
 
 def tensor_shards() -> int:
@@ -243,9 +238,10 @@ def _by_device(f: Callable[..., Any], axes: tuple[str, ...], params: Any, rows: 
   All is left to the compiler where it would still have two axes to see to: there its partitioner fails (jaxlib 0.10 and
   0.12: a failed check, on a gather from what is shared out over both).
   """
-  many = {axis for axis, size in jax.sharding.get_abstract_mesh().shape.items() if size > 1}
-  apart = tuple(axis for axis in _shared(axes) if axis in many)
-  if not apart or len(many - set(axes)) > 1:
+  mesh = jax.sharding.get_abstract_mesh()
+  many = {axis for axis in mesh.auto_axes if mesh.shape[axis] > 1}
+  apart, others = tuple(axis for axis in axes if axis in many), many - set(axes)
+  if not apart or len(others) > 1:
     return f(params, *rows)
 
   def own(params, *rows):
@@ -255,5 +251,5 @@ def _by_device(f: Callable[..., Any], axes: tuple[str, ...], params: Any, rows: 
   of_rows = PartitionSpec(apart)
   return jax.shard_map(
       own, in_specs=(PartitionSpec(), *[of_rows] * len(rows)), out_specs=PartitionSpec() if sums else of_rows,
-      axis_names=set(apart), check_vma=False,
+      axis_names=set(mesh.auto_axes) - others, check_vma=False,
   )(params, *rows)

@@ -188,9 +188,11 @@ def splash(q: jax.Array, keys: jax.Array, values: jax.Array, present: jax.Array)
     y = jax.vmap(of_heads)(q, keys.swapaxes(1, 2), values.swapaxes(1, 2), segments)
     return y.transpose(0, 3, 1, 2, 4).reshape(len(y), y.shape[3], -1, width)
 
-  if jax.sharding.get_abstract_mesh().size > 1:
+  mesh = jax.sharding.get_abstract_mesh()
+  if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
     spec = fitting(keys.shape, 'rows', None, 'kv_heads')
-    own = jax.shard_map(own, in_specs=(spec, spec, spec, PartitionSpec(spec[0])), out_specs=spec, check_vma=False)
+    specs = spec, spec, spec, PartitionSpec(spec[0])
+    own = jax.shard_map(own, in_specs=specs, out_specs=spec, axis_names=set(mesh.auto_axes), check_vma=False)
   return own(q, keys, values, present)[:, :s]
 
 

@@ -23,7 +23,7 @@ from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from tests import core_fixtures as core
 
-MESHES = {'8x1x1': (8, 1, 1), '2x2x2': (2, 2, 2), '1x4x2': (1, 4, 2)}
+MESHES = {'4x1x2': (4, 1, 2), '2x2x2': (2, 2, 2), '4x2x1': (4, 2, 1)}
 STEP = 1  # one at which CPO picks an environment that tasks offer
 
 
