@@ -117,4 +117,5 @@ def _put(
   count = len(since)
   first, episodes = take_rows((lanes.rows.first, lanes.episodes._replace(cache=None)), which, len(lanes.place))
   old, since = take_rows((trajectory, since), jnp.minimum(place, count - 1), count)
-  return put_rows(trajectory, place, placed(episodes, first, old, since), count)
+  # The barrier: what is gathered to be put, libtpu 0.0.50 would fuse with the scatter, and fail.
+  return put_rows(trajectory, place, jax.lax.optimization_barrier(placed(episodes, first, old, since)), count)
