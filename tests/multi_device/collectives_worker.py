@@ -25,7 +25,7 @@ def facts(mesh: str) -> dict:
           if collectives.plain(array.shape) not in shapes]
   return {
       'rewriting': sum(array.bytes for repeated, array in sent if not repeated),
-      'largest_of_a_pass': max(array.size for repeated, array in sent if repeated),
+      'largest_of_a_pass': max((array.size for repeated, array in sent if repeated), default=0),
       'keys': rollout.response_length * model.num_key_value_heads * model.head_dim,
       'bytes': collectives.measure(experiment, texts),
       'collectives': {
