@@ -16,7 +16,7 @@ import numpy as np
 from earl_jax.acting.masked import where_rows
 from earl_jax.action_space import LANGUAGE
 from earl_jax.config import UserError
-from earl_jax.devices.sharding import on_own_rows, tensor_shards
+from earl_jax.devices.sharding import alone, on_own_rows, tensor_shards
 from earl_jax.environments import host
 from earl_jax.environments.host import HostState, OnHost
 from earl_jax.interfaces.expanded import Effect, ExpandedInterface, States
@@ -167,9 +167,7 @@ def _ask(call: Callable[..., States], states: States, needed: jax.Array, rest: A
   def own(_, *rows):
     if tensor_shards() == 1:
       return _on_host(call, *rows)
-    axes = set(jax.sharding.get_abstract_mesh().auto_axes)
-    every = PartitionSpec()
-    return jax.shard_map(copy, in_specs=every, out_specs=every, axis_names=axes, check_vma=False)(*rows)
+    return alone(copy, PartitionSpec(), PartitionSpec())(*rows)
 
   asked = {name: state._replace(past=()) for name, state in states.items()}
   new = on_own_rows(own, (), asked, needed, rest)

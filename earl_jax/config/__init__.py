@@ -1,6 +1,7 @@
 """Configuration: a locked ConfigDict at the edge, frozen dataclasses inside. Every bad value is named in the error."""
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 import ml_collections
@@ -216,6 +217,11 @@ class Config:
   optimizer: OptimizerConfig = OptimizerConfig()
   lora: LoraConfig = LoraConfig()
   mesh: MeshConfig = MeshConfig()
+
+  @property
+  def shared_rows(self) -> int:
+    """The most devices that can share out all rows evenly; where some can, their number divides it."""
+    return math.gcd(self.rollout.prompts, self.rollout.chunk, self.algorithm.micro_batch)
 
 
 # What older workdirs say: fields by their names there, and what values of a field that is gone come to today.

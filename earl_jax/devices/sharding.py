@@ -232,6 +232,25 @@ def added_up(f: Callable[..., Any], params: Any, *rows: Any) -> Any:
   return _by_device(f, ('data',), params, rows, sums=True)
 
 
+def alone(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+  """`f`, worked out by every device for what it holds, along all mesh axes that are still left to the compiler.
+
+  Args:
+    in_specs, out_specs: as of `jax.shard_map`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not _left(mesh):
+    return f
+  return jax.shard_map(
+      f, in_specs=in_specs, out_specs=out_specs, axis_names=set(mesh.auto_axes), check_vma=False
+  )
+
+
+def _left(mesh: AbstractMesh) -> set[str]:
+  """The axes of several devices that the compiler shares out."""
+  return {axis for axis in mesh.auto_axes if mesh.shape[axis] > 1}
+
+
 def _by_device(f: Callable[..., Any], axes: tuple[str, ...], params: Any, rows: tuple, *, sums: bool) -> Any:
   """One of the two above.
 
@@ -239,8 +258,8 @@ def _by_device(f: Callable[..., Any], axes: tuple[str, ...], params: Any, rows: 
   0.12: a failed check, on a gather from what is shared out over both).
   """
   mesh = jax.sharding.get_abstract_mesh()
-  many = {axis for axis in mesh.auto_axes if mesh.shape[axis] > 1}
-  apart, others = tuple(axis for axis in axes if axis in many), many - set(axes)
+  left = _left(mesh)
+  apart, others = tuple(axis for axis in axes if axis in left), left - set(axes)
   if not apart or len(others) > 1:
     return f(params, *rows)
 

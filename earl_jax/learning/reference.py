@@ -49,6 +49,6 @@ def log_probs(reference: policy.Params, trajectory: Trajectory, split: Split, *,
     return jax.lax.fori_loop(0, len(counts), mini_batch, jnp.zeros(rows.tokens.shape, jnp.float32))
 
   rows = jax.tree.map(lambda x: constrain(x[order], 'rows'), trajectory)
-  scores = on_own_rows(score_rows, (reference, jnp.asarray(split.counts)), rows, axes=('data',))
+  scores = on_own_rows(score_rows, (reference, split.counts), rows, axes=('data',))
   scores = jnp.zeros(trajectory.tokens.shape, jnp.float32).at[order].set(scores)
   return constrain(scores, 'rows')  # as the update has them where there is no reference: one program

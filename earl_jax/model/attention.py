@@ -15,7 +15,7 @@ import jax.extend
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from earl_jax.devices.sharding import fitting, tensor_shards
+from earl_jax.devices.sharding import alone, fitting, tensor_shards
 
 UNSEEN = -1e30  # added to the score of a key that is not to be seen
 NEEDS = {
@@ -188,11 +188,8 @@ def splash(q: jax.Array, keys: jax.Array, values: jax.Array, present: jax.Array)
     y = jax.vmap(of_heads)(q, keys.swapaxes(1, 2), values.swapaxes(1, 2), segments)
     return y.transpose(0, 3, 1, 2, 4).reshape(len(y), y.shape[3], -1, width)
 
-  mesh = jax.sharding.get_abstract_mesh()
-  if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
-    spec = fitting(keys.shape, 'rows', None, 'kv_heads')
-    specs = spec, spec, spec, PartitionSpec(spec[0])
-    own = jax.shard_map(own, in_specs=specs, out_specs=spec, axis_names=set(mesh.auto_axes), check_vma=False)
+  spec = fitting(keys.shape, 'rows', None, 'kv_heads')
+  own = alone(own, (spec, spec, spec, PartitionSpec(spec[0])), spec)
   return own(q, keys, values, present)[:, :s]
 
 

@@ -255,6 +255,5 @@ def _cpu_devices(config: Config) -> int:
   if config.model != 'embedded' or mesh.data != -1:
     return asked
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-  rows = math.gcd(config.rollout.prompts, config.rollout.chunk, config.algorithm.micro_batch)
-  fitting = [n for n in range(1, min(cores, MOST_CORES) // asked + 1) if rows % (n * mesh.fsdp) == 0]
+  fitting = [n for n in range(1, min(cores, MOST_CORES) // asked + 1) if config.shared_rows % (n * mesh.fsdp) == 0]
   return asked * max(fitting, default=1)

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 import numpy as np
 
 from earl_jax import finder
@@ -28,8 +28,7 @@ from earl_jax.run.rewards import checked
 from earl_jax.run.worked_examples import worked_examples
 from earl_jax.tasks.base import environment_names, environments_of, Example, Outcome, Task
 
-# Rows to go on with, on all devices together, when the others have ended.
-MIN_ROWS = 32
+MIN_ROWS = 32  # to go on with, on all devices together, when the others have ended
 LONG = 128  # slots of a response from which on the cache grows once
 
 
@@ -76,7 +75,7 @@ class Experiment:
     return Decoding(
         model=self.model, interface=self.interface, end_tokens=self.end_tokens,
         pad=self.tokenizer.pad_token_id or 0, slots=self.slots, group=group, temperature=temperature,
-        min_rows=max(MIN_ROWS // sharding.row_shards(self.mesh), 1),
+        min_rows=min_rows(self.mesh),
         segments=2 if self.config.rollout.response_length >= LONG else 1, lanes=self.config.rollout.chunk,
     )
 
@@ -227,6 +226,11 @@ class Experiment:
     So the decode loop is compiled once, and an environment finds its keys also where no task of the batch has them.
     """
     return {task.label: first_example(task, self.config.seed) for task in self.tasks}
+
+
+def min_rows(mesh: Mesh | AbstractMesh) -> int:
+  """See `Decoding`: of one device."""
+  return max(MIN_ROWS // sharding.row_shards(mesh), 1)
 
 
 # Chat templates are slow, and a small task asks the same few questions again and again.

@@ -24,7 +24,7 @@ from earl_jax.devices import processes, sharding
 from earl_jax.learning import update
 from earl_jax.learning.batches import abstract_batch
 from earl_jax.model import transformer
-from earl_jax.run.experiment import Experiment, MIN_ROWS
+from earl_jax.run.experiment import Experiment, min_rows
 from earl_jax.run.first_params import abstract_params
 from earl_jax.run.problems import abstract_rollout
 
@@ -166,7 +166,7 @@ def rollout_bytes(experiment: Experiment, mesh: Mesh | AbstractMesh, params: Any
   own *= 1 + (mesh.shape['fsdp'] > 1)
   widest = max(model.intermediate_size, model.num_attention_heads * length)
   reading = prompt + 3 * 4 * prompts * length * widest // tensor
-  few = rows // 4 if rows // 4 >= MIN_ROWS // parts else 0  # rows that go on alone have a cache of their own
+  few = rows // 4 if rows // 4 >= min_rows(mesh) else 0  # rows that go on alone have a cache of their own
   # Where heads are shared out the compiler writes the cache twice: see decoder.Cache.
   copies = 1 + (tensor > 1)
   choosing = prompt + copies * cache + cache_bytes(experiment, mesh, few * experiment.slots)

@@ -1,7 +1,6 @@
 """A run that was saved, as programs that read one need it."""
 
 import dataclasses
-import math
 import os
 import pathlib
 
@@ -34,8 +33,7 @@ def prepare_again(workdir: str | os.PathLike, config: Config) -> tuple[Experimen
     UserError: it cannot be prepared here, or its environments have other actions now.
   """
   look_in_modules(workdir)
-  rows = math.gcd(config.rollout.prompts, config.rollout.chunk, config.algorithm.micro_batch)
-  mesh = sharding.fitting_mesh(config.mesh, rows)
+  mesh = sharding.fitting_mesh(config.mesh, config.shared_rows)
   folder = model_folder(config)
   experiment = prepare(config, folder, mesh)
   require_actions(workdir, experiment.actions)
