@@ -237,7 +237,7 @@ def default_config() -> ml_collections.ConfigDict:
 def embedded_config() -> ml_collections.ConfigDict:
   """Settings for the embedded base model: small problems, 256 short rollouts per step, learned in minutes on a CPU."""
   config = default_config()
-  config.rollout.update(prompts=16, group=16, prompt_length=56, response_length=160, chunk=32)
+  config.rollout.update(prompts=16, group=16, prompt_length=56, response_length=160, chunk=16)
   # Counterfactuals for a fifth of all rollouts, not only for dead groups: where a guess is often right, few are dead.
   config.algorithm.update(rewrite_fraction=0.2, only_gains=True, entropy=0.01, skip_zero=True)
   # Keeps the policy's words true: it comes to act on what it says.

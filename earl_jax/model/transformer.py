@@ -231,7 +231,9 @@ class Transformer(nn.Module):
       seen = attention.whole(seen, *tokens.shape)
     if c.attention == 'splash':
       seen = jnp.arange(first + tokens.shape[1]) >= start[:, None]
-    turned = rotation(c, jnp.maximum(first + slots - start[:, None], 0))
+    # Looked up, or the compiler has every layer work out sines, several times for every entry.
+    positions = jnp.maximum(first + slots - start[:, None], 0)
+    turned = jax.tree.map(lambda x: x[positions], rotation(c, jnp.arange(first + tokens.shape[1])))
 
     table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
     x = constrain(table[tokens].astype(c.dtype), 'rows')

@@ -114,6 +114,14 @@ def test_later_tokens_do_not_reach_back(params):
   assert np.abs(after[0, 6:] - before[0, 6:]).max(axis=-1).min() > 1e-3
 
 
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA for CPU')
+def test_no_layer_works_out_rotations(params):
+  """XLA for CPU would put sines into every computation that uses one."""
+  tokens, start = rows(7, 3), jnp.array([0, 3, 1])
+  text = jax.jit(transformer.apply, static_argnums=0).lower(CONFIG, params, tokens, start).compile().as_text()
+  assert CONFIG.num_hidden_layers > 1 and text.count(' sine(') <= 1
+
+
 def test_output_embedding_is_tied_where_the_config_ties_it():
   tied = transformer.init_params(CONFIG, jax.random.key(0))
   assert transformer.output_embedding(tied) is tied['embedding']
