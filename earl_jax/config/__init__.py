@@ -240,7 +240,7 @@ def embedded_config() -> ml_collections.ConfigDict:
   config.rollout.update(prompts=16, group=16, prompt_length=56, response_length=160, chunk=16)
   # Counterfactuals for a fifth of all rollouts, not only for dead groups: where a guess is often right, few are dead.
   config.algorithm.update(rewrite_fraction=0.2, only_gains=True, entropy=0.01, skip_zero=True)
-  config.algorithm.micro_batch = 16  # more do not fit a core's cache
+  config.algorithm.micro_batch = 16  # less memory at a time: on a CPU the faster way (docs/scaling.md)
   # Keeps the policy's words true: it comes to act on what it says.
   config.algorithm.kl = 0.02
   # At a constant rate exact match swings once it is high.
