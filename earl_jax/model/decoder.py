@@ -15,7 +15,7 @@ from earl_jax.devices.sharding import constrain, tensor_shards
 from earl_jax.model import attention, lora
 from earl_jax.model.attention import Part
 from earl_jax.model.products import product
-from earl_jax.model.transformer import KeysValues, ModelConfig, rms_norm, rotary, Rotation, rotation
+from earl_jax.model.transformer import KeysValues, ModelConfig, rms_norm, rotary, Rotation, rotations
 
 
 class Layer(NamedTuple):
@@ -97,7 +97,7 @@ def prepare(config: ModelConfig, params: dict, slots: int, adapters: lora.Adapte
     return Layer(norms, tuple(qkv), output, tuple(gate_up), tree['down']['kernel'])
 
   layers = tuple(layer(i) for i in range(config.num_hidden_layers))
-  return Weights(params['embedding'], layers, params['final_norm']['scale'], rotation(config, jnp.arange(slots)))
+  return Weights(params['embedding'], layers, params['final_norm']['scale'], rotations(config, slots))
 
 
 def _flat(projection: dict) -> tuple[jax.Array, jax.Array | None]:

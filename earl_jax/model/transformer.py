@@ -105,9 +105,12 @@ class Rotation(NamedTuple):
   cos: jax.Array
 
 
-def rotation(config: ModelConfig, positions: jax.Array) -> Rotation:
-  """The rotation of tokens at int32[…]."""
-  angle = positions[..., None].astype(jnp.float32) * rotation_speeds(config)
+def rotations(config: ModelConfig, slots: int) -> Rotation:
+  """Those of all positions below `slots`, float32[slots, H / 2] each: to be looked up.
+
+  Of sines that are worked out token by token, XLA for CPU makes part of every layer, several times for every entry.
+  """
+  angle = jnp.arange(slots, dtype=jnp.float32)[:, None] * rotation_speeds(config)
   return Rotation(jnp.sin(angle), jnp.cos(angle))
 
 
@@ -231,9 +234,8 @@ class Transformer(nn.Module):
       seen = attention.whole(seen, *tokens.shape)
     if c.attention == 'splash':
       seen = jnp.arange(first + tokens.shape[1]) >= start[:, None]
-    # Looked up, or the compiler has every layer work out sines, several times for every entry.
     positions = jnp.maximum(first + slots - start[:, None], 0)
-    turned = jax.tree.map(lambda x: x[positions], rotation(c, jnp.arange(first + tokens.shape[1])))
+    turned = jax.tree.map(lambda x: x[positions], rotations(c, first + tokens.shape[1]))
 
     table = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.hidden_size), jnp.float32)
     x = constrain(table[tokens].astype(c.dtype), 'rows')
