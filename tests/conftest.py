@@ -1,5 +1,6 @@
 """What all tests share. Imports no JAX: tests that need none start fast."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -35,6 +36,12 @@ LONG = (
     'test_notebook.py', 'run/test_lora.py', 'test_outside.py', 'acting/test_resume.py',
     'multi_device/test_collectives.py', 'test_qwen_run.py', 'learning/test_precision.py',
 )
+
+
+def pytest_collection_finish():
+  """What was imported stays; and tracing makes so many objects that to look for garbage this often takes 5 % of all."""
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,8 +4,6 @@ from collections.abc import Callable
 import copy
 import dataclasses
 import functools
-import pathlib
-import tempfile
 from typing import Any
 
 import jax
@@ -18,7 +16,6 @@ from earl_jax.acting.counterfactual import choose_positions
 from earl_jax.acting.prompts import Prompts
 from earl_jax.acting.replay import force, recorded, Replay
 from earl_jax.acting.trajectory import Trajectory
-from earl_jax.base_model import build
 from earl_jax.devices import sharding
 from earl_jax.environments import base as environments_base
 from earl_jax.environments.hidden_items import MAX_ITEMS
@@ -26,6 +23,7 @@ from earl_jax.interfaces.expanded import ExpandedInterface
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.model import transformer
 from earl_jax.run.experiment import Experiment
+from earl_jax.run.preparation import EMBEDDED
 from earl_jax.tasks.sorting import Compare, Order, Sort
 from tests.environments import reference
 
@@ -44,9 +42,7 @@ MODEL = transformer.ModelConfig(
 
 @functools.cache
 def tokenizer():
-  with tempfile.TemporaryDirectory() as folder:
-    build.build_tokenizer(pathlib.Path(folder))
-    return tokenizer_lib.load_tokenizer(folder)
+  return tokenizer_lib.load_tokenizer(EMBEDDED)
 
 
 @functools.cache
@@ -87,7 +83,9 @@ def tasks():
 @functools.cache
 def params(seed: int) -> policy.Params:
   """Random weights of a size at which logits spread, and with which routes and the end of sequence are often taken."""
-  tree = policy.init_params(transformer.init_params(MODEL, jax.random.key(seed)), interface().space)
+  # Only their shapes are read of those that a model begins with.
+  tree = jax.eval_shape(lambda key: policy.init_params(transformer.init_params(MODEL, key), interface().space),
+                        jax.random.key(seed))
   leaves, structure = jax.tree.flatten(tree)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
   tree = jax.tree.unflatten(structure, [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])

@@ -140,4 +140,4 @@ def test_a_run_without_environments(run, tmp_path, interface):
   train.train(config, tmp_path)
   lines = tiny.read_metrics(tmp_path)
   assert [line['calls'] for line in lines] == [0, 0] and all(np.isfinite(line['loss']) for line in lines)
-  assert evaluate_in((tmp_path,), '--samples=4') == 0
+  assert evaluate_in((tmp_path,), '--samples=4', '--response_length=24') == 0

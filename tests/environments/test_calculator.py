@@ -167,7 +167,7 @@ def random_expressions(number: int, seed: int) -> list[tuple[str, str]]:
 
 
 def test_random_expressions_equal_fractions():
-  walks = random_expressions(30_000, seed=0)
+  walks = random_expressions(10_000, seed=0)
   for expression, observation in walks:
     assert observation == written(expression), expression
   kinds = [re.sub(r'\d+', '0', observation) for _, observation in walks]

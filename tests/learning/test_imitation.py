@@ -36,11 +36,12 @@ def imitating(model, interface, *tasks, **changes):
   return tiny.parsed(model, **{'curriculum': stages} | changes)
 
 
-@pytest.fixture(scope='module', params=['expanded', 'tagged'])
+@pytest.fixture(scope='module', params=[('expanded', 120), ('tagged', 288)], ids=lambda param: param[0])
 def demonstrated(request, model):
   """(experiment, tasks, examples, experience) of a batch of demonstrations."""
-  changes = {'rollout.prompts': 16, 'rollout.prompt_length': 160}
-  experiment, params = set_up(imitating(model, request.param, *TASKS, **changes))
+  interface, length = request.param
+  changes = {'rollout.prompts': 16, 'rollout.prompt_length': 160, 'rollout.response_length': length}
+  experiment, params = set_up(imitating(model, interface, *TASKS, **changes))
   problems = draw(experiment, stage=0, step=0)
   experience = collect(experiment, params, problems, Progress.first(3))
   assert {task.label for task, _ in experiment.stages[0]} == {task.label for task in problems.tasks}
@@ -116,33 +117,37 @@ def test_demonstrations_are_the_optimal_tree(n):
                                                        n - sum(1 / k for k in range(1, n + 1))], atol=0.15)
 
 
-def test_a_stage_of_imitation_learns_and_ends_after_its_steps(model, tmp_path):
-  changes = {'steps': 4, 'algorithm.kl': 0.0, 'optimizer.learning_rate': 3e-2}
-  config = imitating(model, 'expanded', ('order', {'n': 2}, 1.0), **changes)
-  train.train(config, tmp_path)
-  metrics = tiny.read_metrics(tmp_path)
-  assert [line['stage'] for line in metrics] == [0, 0, 0, 1]
-  losses = [line['loss'] + config.algorithm.entropy * line['entropy'] for line in metrics[:3]]
-  assert losses[0] > 1 and losses[2] < 0.8 * losses[0], losses
-  assert 'counterfactual/rewritten' not in metrics[0] and metrics[0]['exact_match'] == 1.0
-
-
-def test_what_was_imitated_becomes_the_reference(model, tmp_path, monkeypatch):
-  """Its divergence begins at 0 after the imitation, and a run stopped anywhere goes on as if it had not been."""
-  changes = {'steps': 6, 'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'optimizer.learning_rate': 1e-2}
-  changes['rollout.response_length'] = 48
+@pytest.fixture(scope='module')
+def ran(model, tmp_path_factory):
+  """(config, metrics) of a run: one step of imitation, two of another stage of it, and three of its own."""
+  changes = {'steps': 6, 'algorithm.kl': 0.1, 'algorithm.mini_batches': 1, 'optimizer.learning_rate': 3e-2}
+  changes['rollout.response_length'] = 40
   order = ('order', {'n': 2}, 1.0)
   stages = stage(order, steps=1, imitate=True), stage(order, steps=2, imitate=True), stage(order)
   config = imitating(model, 'expanded', order, **changes, curriculum=stages)
+  workdir = tmp_path_factory.mktemp('whole')
   with tiny.compiled_once(config):
-    train.train(config, tmp_path / 'whole')
-    for stop in (2, 3, 5):
-      with monkeypatch.context() as patch:
-        patch.setattr(train.StopSignal, 'reached', lambda self, step, stop=stop: step == stop)
-        train.train(config, tmp_path / 'parts')
-    train.train(config, tmp_path / 'parts')
-  metrics = tiny.read_metrics(tmp_path / 'whole')
+    train.train(config, workdir)
+    yield config, tiny.read_metrics(workdir)
+
+
+def test_stages_of_imitation_learn_and_end_after_their_steps(ran):
+  config, metrics = ran
   assert [line['stage'] for line in metrics] == [0, 1, 1, 2, 2, 2]
+  losses = [line['loss'] + config.algorithm.entropy * line['entropy'] for line in metrics[:3]]
+  assert losses[0] > 1 and losses[2] < 0.8 * losses[0], losses
+  for line in metrics[:3]:
+    assert 'counterfactual/rewritten' not in line and line['exact_match'] == 1.0
+
+
+def test_what_was_imitated_becomes_the_reference(ran, tmp_path, monkeypatch):
+  """Its divergence begins at 0 after the imitation, and a run stopped anywhere goes on as if it had not been."""
+  config, metrics = ran
+  for stop in (2, 3, 5):
+    with monkeypatch.context() as patch:
+      patch.setattr(train.StopSignal, 'reached', lambda self, step, stop=stop: step == stop)
+      train.train(config, tmp_path / 'parts')
+  train.train(config, tmp_path / 'parts')
   assert [line['kl'] for line in metrics[:3]] == [0, 0, 0]  # of what others did it is not asked
   assert abs(metrics[3]['kl']) < 1e-5 < metrics[4]['kl']
   assert tiny.read_metrics(tmp_path / 'parts') == metrics

@@ -2,17 +2,20 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 from earl_jax.base_model import build
 from earl_jax.config import UserError
 from earl_jax.model import tokenizer as tokenizer_lib
+from earl_jax.run.preparation import EMBEDDED
 
 
 @pytest.fixture
 def folder(tmp_path):
-  build.build_tokenizer(tmp_path)
+  for name in build.TOKENIZER_FILES:
+    shutil.copy(EMBEDDED / name, tmp_path)
   return tmp_path
 
 
@@ -149,10 +152,8 @@ def test_no_chat_template(folder):
 
 
 @pytest.fixture(scope='module')
-def with_template(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('tokenizer')
-  build.build_tokenizer(folder)
-  tokenizer = tokenizer_lib.load_tokenizer(folder)
+def with_template():
+  tokenizer = tokenizer_lib.load_tokenizer(EMBEDDED)
 
   def change(template):
     tokenizer.chat_template = template

@@ -1,6 +1,8 @@
-"""Run in a process of eight virtual devices: one collect and one update on every mesh, written to the folder given.
+"""Run in a process of eight virtual devices: what is made on each mesh, written to the folder given.
 
-  python -m tests.multi_device.worker FOLDER
+  python -m tests.multi_device.worker FOLDER NAME...
+
+A NAME is that of a mesh, such as 2x2x2: one collect and one update. 'splash': the kernel for TPUs on several meshes.
 """
 
 import dataclasses
@@ -23,7 +25,6 @@ from earl_jax.run.problems import draw
 from earl_jax.run.progress import Progress
 from tests import core_fixtures as core
 
-MESHES = {'4x1x2': (4, 1, 2), '2x2x2': (2, 2, 2), '4x2x1': (4, 2, 1)}
 STEP = 1  # one at which CPO picks an environment that tasks offer
 
 
@@ -80,6 +81,16 @@ def run(mesh, folder):
   }))
 
 
+def on_many_devices(folder):
+  kernels = {}
+  for shape in [(1, 1, 1), (2, 2, 2), (2, 1, 4), (8, 1, 1)]:
+    devices = jax.devices()[: np.prod(shape)]
+    kernels['x'.join(map(str, shape))] = splash(sharding.make_mesh(MeshConfig(*shape), devices))
+  arrays = {f'{mesh}/{name}': x for mesh, (made, _) in kernels.items() for name, x in made.items()}
+  np.savez(folder.with_suffix('.npz'), **arrays)
+  folder.with_suffix('.json').write_text(json.dumps({mesh: shard for mesh, (_, shard) in kernels.items()}))
+
+
 def splash(mesh):
   """Attention by the kernel for TPUs, and its gradients: four heads, two of keys, rows and heads shared out."""
   rng = np.random.default_rng(0)
@@ -97,14 +108,12 @@ def splash(mesh):
 
 
 if __name__ == '__main__':
-  out = pathlib.Path(sys.argv[1])
-  run(core.one_device(), out / '1x1x1')
-  for label, shape in MESHES.items():
-    run(sharding.make_mesh(MeshConfig(*shape)), out / label)
-  kernels = {}
-  for shape in [(1, 1, 1), (2, 2, 2), (2, 1, 4), (8, 1, 1)]:
-    devices = jax.devices()[: np.prod(shape)]
-    kernels['x'.join(map(str, shape))] = splash(sharding.make_mesh(MeshConfig(*shape), devices))
-  arrays = {f'{mesh}/{name}': x for mesh, (made, _) in kernels.items() for name, x in made.items()}
-  np.savez(out / 'splash.npz', **arrays)
-  (out / 'splash.json').write_text(json.dumps({mesh: shard for mesh, (_, shard) in kernels.items()}))
+  out, *wanted = sys.argv[1:]
+  for name in wanted:
+    file = pathlib.Path(out, name)
+    if name == 'splash':
+      on_many_devices(file)
+    elif name == '1x1x1':
+      run(core.one_device(), file)
+    else:
+      run(sharding.make_mesh(MeshConfig(*map(int, name.split('x')))), file)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from earl_jax import export
+from earl_jax import export, train
 from earl_jax.acting import policy
 from earl_jax.acting.scoring import score
 from earl_jax.config import MeshConfig, UserError
@@ -16,7 +16,6 @@ from earl_jax.run import saved
 from earl_jax.run.checkpoint import Checkpointer
 from earl_jax.run.preparation import set_up
 from earl_jax.run.problems import draw
-from earl_jax.train import train
 from tests.run import tiny
 
 
@@ -27,12 +26,15 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def ran(base, tmp_path_factory):
-  """(config, workdir, what `train` gave) of twenty steps, the last one in a second call."""
+  """(config, workdir, what `train` gave) of six steps, the last one in a second call."""
   workdir = tmp_path_factory.mktemp('run')
-  changes = {'lora.rank': 2, 'checkpoint_every': 19, 'algorithm.entropy': 0.0}
-  train(tiny.parsed(base, **changes, steps=19), workdir)
-  config = tiny.parsed(base, **changes, steps=20)
-  return config, workdir, train(config, workdir)
+  changes = {'lora.rank': 2, 'checkpoint_every': 5, 'algorithm.entropy': 0.0, 'steps': 6}
+  config = tiny.parsed(base, **changes)
+  with tiny.compiled_once(config):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(train.StopSignal, 'reached', lambda self, step: step == 5)
+      assert train.train(config, workdir).stopped
+    return config, workdir, train.train(config, workdir)
 
 
 def test_only_adapters_and_head_are_trained(ran):
@@ -48,7 +50,7 @@ def test_only_adapters_and_head_are_trained(ran):
 def test_what_is_trained_is_all_a_checkpoint_holds(ran, base):
   config, workdir, trained = ran
   experiment, params, step = saved.load(workdir, config)
-  assert step == 20
+  assert step == 6
   chex.assert_trees_all_equal(params, trained.params)
   # Other programs may have other devices than the run: a mesh that does not fit gives way.
   elsewhere = dataclasses.replace(config, mesh=MeshConfig(1, 64, 2))

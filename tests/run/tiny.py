@@ -59,7 +59,8 @@ def written() -> tempfile.TemporaryDirectory:
   """The model's folder, made once; it is gone with the process."""
   made = tempfile.TemporaryDirectory()
   folder = pathlib.Path(made.name)
-  build.build_tokenizer(folder)
+  for name in build.TOKENIZER_FILES:
+    shutil.copy(preparation.EMBEDDED / name, folder)
   tokenizer = load_tokenizer(folder)
   model = transformer.ModelConfig(
       vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
