@@ -41,7 +41,7 @@ LONG = (
 def pytest_collection_finish():
   """What was imported stays; and tracing makes so many objects that to look for garbage this often takes 5 % of all."""
   gc.freeze()
-  gc.set_threshold(50_000, 20, 50)
+  gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(items):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import errno
+import gc
 import math
 import os
 import pathlib
@@ -52,6 +53,10 @@ def start(
     argv: program name and arguments; those of the process by default. It then ends here after an error: threads that
       still wait for a disk or for other processes would hold it up for minutes.
   """
+  if argv is None:
+    # Tracing makes millions of objects that stay: to look for garbage among them took a tenth of the first step.
+    gc.freeze()
+    gc.set_threshold(50_000)
   try:
     return _run(main, define_flags, list(sys.argv if argv is None else argv))
   except UserError as error:
