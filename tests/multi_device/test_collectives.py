@@ -1,5 +1,6 @@
 """What devices send each other, as the compiled programs say: no whole vocabulary, and nothing that need not grow."""
 
+import functools
 import itertools
 import json
 import math
@@ -12,7 +13,8 @@ import pytest
 from earl_jax.acting import policy
 from tests.run import tiny
 
-MESHES = ('2x2x2', '1x4x2')  # data x fsdp x tensor
+# data x fsdp x tensor
+of_every_mesh = pytest.mark.parametrize('mesh', ['2x2x2', pytest.param('1x4x2', marks=pytest.mark.slow)])
 FEW, MANY = 2, 8  # devices
 
 
@@ -35,23 +37,23 @@ def sizes(shape):
 
 @pytest.fixture(scope='module')
 def shared_out(tmp_path_factory):
-  return compile_on(MESHES, tmp_path_factory.mktemp('shared_out'))
+  return functools.cache(lambda mesh: compile_on([mesh], tmp_path_factory.mktemp('shared_out'))[mesh])
 
 
 @pytest.mark.parametrize('program', ['rollout', 'update'])
-@pytest.mark.parametrize('mesh', MESHES)
+@of_every_mesh
 def test_no_collective_puts_the_vocabulary_together(shared_out, mesh, program):
-  facts = shared_out[mesh]
+  facts = shared_out(mesh)
   axes = {size for shape in facts['collectives'][program] for size in sizes(shape)}
   assert facts['vocabulary'] // 2 in axes  # the embedding's half, gathered along fsdp: there is something to see
   assert [size for size in axes if size and size % facts['vocabulary'] == 0] == []
 
 
 @pytest.mark.parametrize('program', ['rollout', 'update'])
-@pytest.mark.parametrize('mesh', MESHES)
+@of_every_mesh
 def test_no_array_has_the_vocabulary_for_every_slot(shared_out, mesh, program):
   """On a device: a half of the vocabulary for the hidden axis (the embedding) or for the decisions of a chunk."""
-  facts = shared_out[mesh]
+  facts = shared_out(mesh)
   part, rows = facts['vocabulary'] // 2, facts['micro_batch'] // 4
   shapes = [shape for shape in facts['arrays'][program] if any(size and size % part == 0 for size in sizes(shape))]
   besides = {math.prod(shape) // part for shape in shapes}
@@ -63,33 +65,33 @@ def test_no_array_has_the_vocabulary_for_every_slot(shared_out, mesh, program):
     assert max(besides) < rows * facts['response']
 
 
-@pytest.mark.parametrize('mesh', MESHES)
+@of_every_mesh
 def test_decoding_moves_no_parameters(shared_out, mesh):
   """They are gathered once, before the loop."""
-  parts = shared_out[mesh]['bytes']
+  parts = shared_out(mesh)['bytes']
   assert parts['rollout']['parameters'] > 0
   assert parts['token']['parameters'] == 0
   assert 0 < parts['token']['activations'] < parts['rollout']['parameters'] / 10
 
 
-@pytest.mark.parametrize('mesh', MESHES)
+@of_every_mesh
 def test_rows_are_rewritten_where_they_are(shared_out, mesh):
   """Their keys and values stay on their device: before the loop no more goes round than whether any row goes on.
 
   In it devices send parts of a token's work, and nothing as large as what a device has of a row's keys in one layer,
   also where rows begin.
   """
-  facts = shared_out[mesh]
+  facts = shared_out(mesh)
   assert facts['rewriting'] <= 8
   assert 0 < facts['largest_of_a_pass'] < facts['keys'] // 2
 
 
-@pytest.mark.parametrize('mesh', MESHES)
+@of_every_mesh
 def test_an_update_moves_the_heads_once_for_all_chunks(shared_out, mesh):
   """In units of all parameters of a device's part of tensor, which a rollout gathers once: a micro-batch gathers those
   of the layers twice, and sums gradients. It came to 4.3 where those of the heads were summed for each of three chunks,
   and to 12 where the heads were gathered for each."""
-  parts = shared_out[mesh]['bytes']
+  parts = shared_out(mesh)['bytes']
   assert parts['micro-batch']['parameters'] < 3 * parts['rollout']['parameters']
 
 
