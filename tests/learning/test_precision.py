@@ -52,11 +52,13 @@ def test_what_is_computed_again_is_the_same(model, collected):
     np.testing.assert_allclose(leaf, expected, atol=1e-4)
 
 
-def test_bfloat16_computes_in_it_and_learns_in_float32(halved):
-  workdir, ran = halved
+def test_bfloat16_computes_in_it_and_learns_in_float32(halved, collected):
+  (workdir, ran), (params, _) = halved, collected
   metrics = tiny.read_metrics(workdir)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(ran.params)} == {'float32'}
   assert len(metrics) == STEPS and all(np.isfinite(line['loss']) for line in metrics)
+  moved = max(float(abs(a - b).max()) for a, b in zip(jax.tree.leaves(ran.params), jax.tree.leaves(params)))
+  assert 0 < moved
 
 
 def test_sampler_and_trainer_agree_in_bfloat16(halved, collected, model):

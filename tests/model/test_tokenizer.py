@@ -2,20 +2,18 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
-from earl_jax.base_model import build
 from earl_jax.config import UserError
 from earl_jax.model import tokenizer as tokenizer_lib
 from earl_jax.run.preparation import EMBEDDED
+from tests.run import tiny
 
 
 @pytest.fixture
 def folder(tmp_path):
-  for name in build.TOKENIZER_FILES:
-    shutil.copy(EMBEDDED / name, tmp_path)
+  tiny.copy_tokenizer(tmp_path)
   return tmp_path
 
 

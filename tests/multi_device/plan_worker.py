@@ -8,7 +8,6 @@ MODEL is 'embedded' or the hidden size of a random model with its tokenizer. Val
 import json
 import pathlib
 import runpy
-import shutil
 import sys
 import tempfile
 
@@ -17,21 +16,20 @@ import numpy as np
 
 from earl_jax import config as config_lib
 from earl_jax import finder, plan
-from earl_jax.base_model import build
 from earl_jax.devices import sharding
 from earl_jax.model import hf, transformer
 from earl_jax.model.tokenizer import load_tokenizer
 from earl_jax.run import memory
-from earl_jax.run.preparation import EMBEDDED, model_folder, prepare
+from earl_jax.run.preparation import model_folder, prepare
 from tests import benchmark
+from tests.run import tiny
 
 programs = benchmark.load('programs')
 
 
 def write_model(folder: pathlib.Path, size: int) -> None:
   """Grouped queries, eight layers, and weights of ones: only their shapes matter."""
-  for name in build.TOKENIZER_FILES:
-    shutil.copy(EMBEDDED / name, folder)
+  tiny.copy_tokenizer(folder)
   tokenizer = load_tokenizer(folder)
   model = transformer.ModelConfig(
       vocab_size=1024, hidden_size=size, intermediate_size=3 * size, num_hidden_layers=8,

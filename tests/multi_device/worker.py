@@ -82,6 +82,7 @@ def run(mesh, folder):
 
 
 def on_many_devices(folder):
+  """`splash` on one device, and shared out."""
   kernels = {}
   for shape in [(1, 1, 1), (2, 2, 2), (2, 1, 4), (8, 1, 1)]:
     devices = jax.devices()[: np.prod(shape)]
